@@ -1,0 +1,443 @@
+"""Checked MONAI data lists from MedicalNet's text lists, Decathlon ``dataset.json`` files, folders and single images.
+
+Every volume is read once before the work begins, so that a bad file stops a run at its start and not hours into it. All
+problems that are found come in one :class:`~med3d_nets.errors.Med3dError`, one a line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import nibabel as nib
+import numpy as np
+from monai.data.utils import partition_dataset
+from nibabel.spatialimages import SpatialImage
+from numpy.typing import NDArray
+
+from med3d_nets.errors import Med3dError
+
+__all__ = ["check_cases", "common_folder", "load_cases", "load_datalist", "load_images", "read_img_list"]
+
+Path: TypeAlias = str | os.PathLike[str]
+Cases: TypeAlias = list[dict[str, str]]
+
+AFFINE_TOLERANCE = 1e-3
+"""Largest difference between an entry of the image's affine and the label's (mm, or mm per voxel)."""
+MAX_LINES = 50
+MAX_VALUES = 5
+
+_SUFFIXES = (".nii", ".nii.gz")
+_FIELD = re.compile(r"""(?:"([^"]*)"|'([^']*)')(?=[ \t]|$)|([^ \t]+)""")
+_log = logging.getLogger(__name__)
+
+
+def load_datalist(
+    data_root: Path,
+    img_list: Path,
+    val_list: Path | None = "",
+    *,
+    n_seg_classes: int,
+    in_channels: int = 1,
+    val_fraction: float = 0.2,
+    seed: int = 1,
+    num_workers: int = 0,
+) -> dict[str, Cases]:
+    """Lists of training and validation cases whose files have been read and checked.
+
+    Without a ``val_list``, the validation cases are the labelled "validation" section of a Decathlon json where it has
+    one, else a share of the cases, at least one, drawn from the sorted cases by ``seed``.
+
+    Args:
+        data_root: folder that the paths in a text list are relative to ("": the working directory).
+        img_list: text list (``image label`` a line) or Decathlon ``dataset.json``; absolute, or relative to
+            ``data_root``, else to the working directory.
+        val_list: such a list of the validation cases; "" or None where there is none.
+        n_seg_classes: number of classes with the background; labels are whole numbers below it.
+        in_channels: 1 for images of ``(x, y, z)`` or ``(x, y, z, 1)``, else images are ``(x, y, z, in_channels)``.
+        val_fraction: share of the cases to hold out.
+        seed: of the draw.
+        num_workers: threads that read files, each with one volume in memory (0: up to four).
+
+    Returns:
+        The keys "training" and "validation", each with items ``{"image": path, "label": path}`` of absolute paths.
+
+    Raises:
+        Med3dError: with every problem found.
+    """
+    _check_options(n_seg_classes, in_channels, val_fraction)
+    problems: list[str] = []
+    training = _read_list("img_list", img_list, data_root, ["training"], problems)
+    validation: Cases = []
+    if val_list:
+        validation = _read_list("val_list", val_list, data_root, ["validation", "training"], problems)
+    elif _has_validation(img_list, data_root):
+        validation = _read_list("img_list", img_list, data_root, ["validation"], problems)
+    elif len(training) == 1:
+        problems.append(f"{img_list}: found 1 case; expected at least 2, one of them to hold out, or a val_list")
+    for cases in (training, validation):
+        problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
+    known = {_identity(case) for case in training}
+    both = dict.fromkeys(case["image"] for case in validation if _identity(case) in known)
+    problems += [f"{path}: found in training and in validation; expected in one of them" for path in both]
+    _raise_for(problems)
+    if not validation:
+        training, validation = _hold_out(training, val_fraction, seed)
+    return {"training": training, "validation": validation}
+
+
+def load_cases(
+    data_root: Path,
+    img_list: Path,
+    *,
+    n_seg_classes: int,
+    in_channels: int = 1,
+    section: str = "training",
+    num_workers: int = 0,
+) -> Cases:
+    """One list of labelled cases, in its order, whose files have been read and checked.
+
+    The arguments, items and errors are those of :func:`load_datalist`; ``section`` is that of a Decathlon json.
+    """
+    _check_options(n_seg_classes, in_channels)
+    problems: list[str] = []
+    cases = _read_list("img_list", img_list, data_root, [section], problems)
+    problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
+    _raise_for(problems)
+    return cases
+
+
+def load_images(
+    source: Path | Sequence[Path], data_root: Path = "", in_channels: int = 1, *, num_workers: int = 0
+) -> Cases:
+    """Images for inference, read and checked; labels that a list may name are left alone.
+
+    Args:
+        source: a NIfTI file, a folder with such files directly in it, a text list (``image`` or ``image label`` a
+            line), a Decathlon ``dataset.json`` (its "test" section, else "training") or a sequence of NIfTI files.
+            Relative paths are looked for in ``data_root``, then in the working directory.
+        data_root, in_channels, num_workers: as for :func:`load_datalist`.
+
+    Returns:
+        Items ``{"image": path}`` of absolute paths.
+
+    Raises:
+        Med3dError: with every problem found.
+    """
+    _check_options(2, in_channels)
+    problems: list[str] = []
+    if not isinstance(source, (str, os.PathLike)):
+        images = [path for item in source if (path := _find("source", item, data_root, problems))]
+        if not source:
+            problems.append("source: found an empty list; expected at least one image")
+    elif (found := _find("source", source, data_root, problems)) is None:
+        images = []
+    elif os.path.isdir(found):
+        # Hidden files include the "._" ones that macOS leaves on other file systems.
+        names = [name for name in os.listdir(found) if name.lower().endswith(_SUFFIXES) and not name.startswith(".")]
+        images = [os.path.join(found, name) for name in sorted(names)]
+        if not images:
+            problems.append(f"{found}: found no images; expected at least one {' or '.join(_SUFFIXES)} file in it")
+    elif found.lower().endswith(_SUFFIXES):
+        images = [found]
+    else:
+        listed = _read_list("source", found, data_root, ["test", "training"], problems, labelled=False)
+        images = [case["image"] for case in listed]
+    cases = [{"image": path} for path in images]
+    problems += check_cases(cases, in_channels=in_channels, num_workers=num_workers)
+    _raise_for(problems)
+    return cases
+
+
+def common_folder(cases: Iterable[Mapping[str, str]], key: str = "image") -> str:
+    """The deepest folder that holds every case's file, as an absolute path.
+
+    Below it, outputs of files of the same name in different folders do not collide.
+
+    Raises:
+        Med3dError: there are no cases, or no one folder holds them (two drives of Windows).
+    """
+    folders = {os.path.dirname(os.path.abspath(case[key])) for case in cases}
+    try:
+        return os.path.commonpath(folders)
+    except ValueError as error:
+        raise Med3dError(f"found {len(folders)} folders ({error}); expected at least one, all on one drive") from error
+
+
+def read_img_list(path: Path, fields: Sequence[int] = (2,)) -> list[list[str]]:
+    """The paths on each line of a text list, as they are written there.
+
+    Fields are split at spaces and tabs; a path with spaces stands in single or double quotes. Backslashes are ordinary
+    characters. Blank lines and comments (``#`` at the start of a line or after a space) are skipped.
+
+    Args:
+        path: UTF-8 text, with or without a byte order mark, with line ends of any system.
+        fields: numbers of paths that a line may have.
+
+    Raises:
+        Med3dError: the file cannot be read, or lines have another number of fields or an open quote.
+    """
+    problems: list[str] = []
+    rows = _rows(os.fspath(path), fields, problems)
+    _raise_for(problems)
+    return rows
+
+
+def check_cases(
+    cases: Sequence[Mapping[str, str]], n_seg_classes: int = 2, in_channels: int = 1, num_workers: int = 0
+) -> list[str]:
+    """Read every file of one list and say what is wrong with it, a problem a line; nothing is raised.
+
+    Args:
+        cases: items with "image" and, where there is one, "label": paths of NIfTI files.
+        n_seg_classes, in_channels, num_workers: as for :func:`load_datalist`.
+    """
+    if not cases:
+        return []
+    _log.info("checking the files of %d cases", len(cases))
+    start = time.perf_counter()
+    # Threads suffice: reading and decompressing release the interpreter's lock.
+    with ThreadPoolExecutor(num_workers if num_workers > 0 else min(4, os.cpu_count() or 1)) as pool:
+        results = list(pool.map(lambda case: _check_case(case, n_seg_classes, in_channels), cases))
+    _log.info("checked the files of %d cases in %.1f s", len(cases), time.perf_counter() - start)
+    if empty := sum(is_empty for _, is_empty in results):
+        _log.warning("%d of %d labels have no foreground: all their voxels are 0", empty, len(cases))
+    problems = [problem for case_problems, _ in results for problem in case_problems]
+    times = Counter(_identity(case) for case in cases)
+    return problems + [f"{path}: found {n} times in one list; expected once" for path, n in times.items() if n > 1]
+
+
+def _read_list(
+    option: str, path: Path, data_root: Path, sections: Sequence[str], problems: list[str], labelled: bool = True
+) -> Cases:
+    """Cases of a text list, or of the first section that a Decathlon json has, with absolute paths."""
+    found = _find(option, path, data_root, problems)
+    if found is None:
+        return []
+    before = len(problems)
+    keys = ["image", "label"] if labelled else ["image"]
+    root = os.path.abspath(data_root)
+    if found.lower().endswith(".json"):
+        cases = _decathlon_cases(found, sections, root if os.fspath(data_root) else "", keys, problems)
+    else:
+        rows = _rows(found, range(len(keys), 3), problems)
+        if not os.path.isdir(root) and not all(os.path.isabs(field) for row in rows for field in row):
+            # One line instead of one for each file below it.
+            problems.append(f"data_root {root}: found no such folder; expected the one that the list's paths are in")
+            rows = []
+        cases = [{k: os.path.abspath(os.path.join(root, v)) for k, v in zip(keys, row, strict=False)} for row in rows]
+    if not cases and len(problems) == before:
+        problems.append(f"{found}: found no cases; expected at least one")
+    return cases
+
+
+def _find(option: str, path: Path, data_root: Path, problems: list[str]) -> str | None:
+    """Absolute path of a list, file or folder: below ``data_root`` where it is there, else the working directory."""
+    if not os.fspath(path):
+        problems.append(f"{option}: found an empty path; expected that of a file")
+        return None
+    tried = dict.fromkeys(os.path.abspath(os.path.join(folder, path)) for folder in (data_root, ""))
+    for place in tried:
+        if os.path.exists(place):
+            return place
+    problems.append(f"{option} {os.fspath(path)}: found no such file; expected it at {' or at '.join(tried)}")
+    return None
+
+
+def _rows(path: str, fields: Sequence[int], problems: list[str]) -> list[list[str]]:
+    """Fields of each line of a text list."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: found no text ({_reason(error)}); expected a list in UTF-8, a .json or a NIfTI file")
+        return []
+    rows = []
+    expected = " or ".join("'image label'" if count == 2 else "'image'" for count in fields)
+    for number, line in enumerate(lines, 1):
+        row = _split(line)
+        if row is None:
+            found, hint = f"a quote that does not end a field ({line.strip()})", ", with quotes around whole paths"
+        elif row and len(row) not in fields:
+            found = f"{len(row)} field{'s' * (len(row) > 1)} ({line.strip()})"
+            hint = "; put paths that have spaces in quotes" if len(row) > 2 else ""
+        else:
+            rows += [row] if row else []
+            continue
+        problems.append(f"{path}, line {number}: found {found}; expected {expected}{hint}")
+    return rows
+
+
+def _split(line: str) -> list[str] | None:
+    """Fields of a line, None where a quote is left open. The standard shlex would start one at an apostrophe."""
+    row: list[str] = []
+    for double, single, bare in _FIELD.findall(line):
+        if bare.startswith("#"):
+            break
+        if bare.startswith(('"', "'")):
+            return None
+        row.append(double or single or bare)
+    return row
+
+
+def _read_json(path: str, problems: list[str]) -> dict[str, Any] | None:
+    # MONAI's own reader names neither the file nor the item that is wrong.
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path}: found no json ({_reason(error)}); expected a Decathlon dataset.json")
+        return None
+    if isinstance(content, dict):
+        return content
+    problems.append(f"{path}: found a {type(content).__name__} at its top; expected an object with 'training'")
+    return None
+
+
+def _decathlon_cases(path: str, sections: Sequence[str], root: str, keys: Sequence[str], problems: list[str]) -> Cases:
+    content = _read_json(path, problems)
+    if content is None:
+        return []
+    section = next((name for name in sections if content.get(name)), sections[-1])
+    items = content.get(section)
+    if not isinstance(items, list):
+        has = ", ".join(key for key, value in content.items() if isinstance(value, list)) or "no list"
+        problems.append(f"{path}: found {has}; expected a list '{section}'")
+        return []
+    cases = []
+    for number, item in enumerate(items):
+        case = {"image": item} if isinstance(item, str) else item
+        if isinstance(case, dict) and all(isinstance(case.get(key), str) and case[key] for key in keys):
+            places = {key: os.path.join(os.path.dirname(path), case[key]) for key in keys}
+            moved = {key for key in keys if root and not os.path.exists(places[key])}
+            cases.append({k: os.path.abspath(os.path.join(root, case[k]) if k in moved else places[k]) for k in keys})
+        else:
+            wanted = ", ".join(f'"{key}": "path"' for key in keys)
+            problems.append(f"{path}, {section}[{number}]: found {json.dumps(item)[:200]}; expected {{{wanted}}}")
+    return cases
+
+
+def _has_validation(path: Path, data_root: Path) -> bool:
+    found = _find("", path, data_root, [])
+    content = _read_json(found, []) if found and found.lower().endswith(".json") else None
+    items = (content or {}).get("validation")
+    return isinstance(items, list) and any(isinstance(item, dict) and item.get("label") for item in items)
+
+
+def _check_case(case: Mapping[str, str], n_seg_classes: int, in_channels: int) -> tuple[list[str], bool]:
+    """Problems of one case, and whether its label is empty. Only one volume is in memory at a time."""
+    problems: list[str] = []
+    image, _ = _check_file(case["image"], in_channels, None, problems)
+    if "label" not in case:
+        return problems, False
+    label, is_empty = _check_file(case["label"], 1, n_seg_classes, problems)
+    if image is None or label is None:
+        return problems, is_empty
+    path, reference = case["label"], f"that of its image {case['image']}"
+    if label[0] != image[0]:
+        problems.append(f"{path}: found spatial shape {label[0]}; expected {image[0]}, {reference}")
+    if not np.allclose(label[1], image[1], rtol=0, atol=AFFINE_TOLERANCE):
+        found, expected = (np.round(affine[:3], 4).tolist() for affine in (label[1], image[1]))
+        margin = f"largest difference {np.abs(label[1] - image[1]).max():.4g}, tolerance {AFFINE_TOLERANCE:g} mm"
+        problems.append(f"{path}: found affine {found}; expected {expected}, {reference} ({margin})")
+    return problems, is_empty
+
+
+def _check_file(
+    path: str, channels: int, n_seg_classes: int | None, problems: list[str]
+) -> tuple[tuple[tuple[int, ...], NDArray[np.float64]] | None, bool]:
+    """Check an image, or a label of ``n_seg_classes``.
+
+    Returns:
+        Its spatial shape and affine (mm), None where the file or its dimensions are wrong, and whether it is all 0.
+    """
+    read = _read(path, problems)
+    if read is None:
+        return None, False
+    voxels, affine = read
+    fits = voxels.ndim >= 3 and voxels.shape[3:] in ([(), (1,)] if channels == 1 else [(channels,)])
+    if not fits:
+        shape = "(x, y, z) or (x, y, z, 1)" if channels == 1 else f"(x, y, z, {channels})"
+        of = "a label" if n_seg_classes else f"an image of in_channels={channels}"
+        problems.append(f"{path}: found shape {voxels.shape}; expected {shape} for {of}")
+    finite = np.isfinite(voxels)
+    if bad := voxels.size - int(np.count_nonzero(finite)):
+        nans = int(np.count_nonzero(np.isnan(voxels)))
+        problems.append(f"{path}: found {nans} NaN and {bad - nans} infinite voxels; expected finite values only")
+    elif not n_seg_classes and voxels.min() == voxels.max():
+        problems.append(f"{path}: found {voxels.max():.6g} in every voxel; expected intensities that vary")
+    if n_seg_classes:
+        values = voxels[finite] if bad else voxels
+        wrong = values[(values < 0) | (values >= n_seg_classes) | (values % 1 != 0)]
+        if wrong.size:
+            kinds = np.unique(wrong)
+            named = ", ".join(f"{value:.6g}" for value in kinds[:MAX_VALUES]) + ", ..." * (len(kinds) > MAX_VALUES)
+            expected = f"whole numbers from 0 to {n_seg_classes - 1} (n_seg_classes={n_seg_classes})"
+            problems.append(f"{path}: found label values {named} ({wrong.size} voxels); expected {expected}")
+    return ((voxels.shape[:3], affine) if fits else None), not voxels.any()
+
+
+def _read(path: str, problems: list[str]) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
+    """Voxels of one file, of single precision at most as MONAI loads them, and its affine."""
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "no such file"
+        problems.append(f"{path}: found {found}; expected a NIfTI file")
+        return None
+    try:
+        volume = nib.load(path)
+        if not isinstance(volume, SpatialImage) or volume.affine is None:
+            problems.append(f"{path}: found a {type(volume).__name__}; expected a NIfTI volume")
+        elif volume.get_data_dtype().kind not in "iuf":
+            problems.append(f"{path}: found voxels of type {volume.get_data_dtype()}; expected real numbers")
+        elif 0 in volume.shape:
+            problems.append(f"{path}: found shape {volume.shape}; expected no axis of size 0")
+        else:
+            voxels = np.asanyarray(volume.dataobj)
+            with np.errstate(over="ignore", invalid="ignore"):
+                single = voxels.astype(np.float32, copy=False) if voxels.dtype.kind == "f" else voxels
+            return single, np.asarray(volume.affine, np.float64)
+    except Exception as error:  # whatever a damaged file makes nibabel, gzip, zlib or numpy raise
+        problems.append(f"{path}: found an unreadable file ({_reason(error)}); expected a whole NIfTI file")
+    return None
+
+
+def _identity(case: Mapping[str, str]) -> str:
+    return os.path.normcase(os.path.realpath(case["image"]))
+
+
+def _hold_out(cases: Cases, fraction: float, seed: int) -> tuple[Cases, Cases]:
+    """Training and validation cases, at least one of each, whatever the order of the list."""
+    cases = sorted(cases, key=lambda case: (case["image"], case["label"]))
+    held = min(max(1, round(fraction * len(cases))), len(cases) - 1)
+    training, validation = partition_dataset(cases, ratios=[len(cases) - held, held], shuffle=True, seed=seed)
+    _log.info("holding out %d of %d cases for validation (fraction %g, seed %d)", held, len(cases), fraction, seed)
+    return training, validation
+
+
+def _check_options(n_seg_classes: int, in_channels: int, val_fraction: float = 0.5) -> None:
+    problems = []
+    for name, value, least in (("n_seg_classes", n_seg_classes, 2), ("in_channels", in_channels, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            problems.append(f"{name}: found {value!r}; expected a whole number of at least {least}")
+    if not isinstance(val_fraction, (int, float)) or not 0 < val_fraction < 1:
+        problems.append(f"val_fraction: found {val_fraction!r}; expected a number between 0 and 1")
+    _raise_for(problems)
+
+
+def _raise_for(problems: Sequence[str]) -> None:
+    if problems:
+        lines = [f"the data list has {len(problems)} problem{'s' * (len(problems) > 1)}:"]
+        lines += [f"- {problem}" for problem in problems[:MAX_LINES]]
+        lines += [f"... and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
+        raise Med3dError("\n".join(lines))
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,79 @@
+"""Errors that a user can act on, and how they are shown."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+
+__all__ = ["Med3dError", "explain", "explain_errors"]
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Med3dError(ValueError):
+    """Something that the user can mend: the message names what was found, what was expected and what to do."""
+
+
+def explain(error: BaseException, sizes: Mapping[str, Any]) -> Med3dError | None:
+    """The error to show instead of ``error``, or None where there is nothing better to say.
+
+    Args:
+        error: what was raised, with its causes.
+        sizes: the sizes in force by the name of their option, most worth lowering first.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, Med3dError):
+            return cause
+        if _is_out_of_memory(cause):
+            in_force = ", ".join(f"{name}={value}" for name, value in sizes.items())
+            advice = f"Lower {', then '.join(sizes)}, by half; now: {in_force}" if sizes else "It needs more memory"
+            return Med3dError(f"out of memory ({_first_line(cause)}). {advice}")
+        if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
+            where = f" while writing {cause.filename}" if cause.filename else ""
+            return Med3dError(f"no space left on the disk{where} ({cause.strerror})")
+    return None
+
+
+def explain_errors(**sizes: Any) -> None:
+    """Show errors that a user can act on as one message instead of a traceback; the exit status stays 1.
+
+    MONAI wraps whatever a config raises, so the message would otherwise stand in the middle of a long traceback. Other
+    errors keep theirs.
+
+    Args:
+        sizes: passed to :func:`explain`.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        shown = explain(error, sizes)
+        if shown is None:
+            sys.__excepthook__(kind, error, traceback)
+        else:
+            sys.stdout.flush()
+            print(f"error: {shown}", file=sys.stderr)
+
+    sys.excepthook = hook
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

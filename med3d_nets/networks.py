@@ -1,0 +1,90 @@
+"""Whole networks: an encoder and a head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from med3d_nets.heads import MedicalNetHead
+from med3d_nets.resnet import ResNetEncoder
+from med3d_nets.variants import get_variant
+
+__all__ = ["HEADS", "SegmentationNet", "create_model"]
+
+HEADS = ("medicalnet",)
+"""Kinds of head that :class:`SegmentationNet` can be built with."""
+
+
+class SegmentationNet(nn.Module):
+    """A MedicalNet encoder with a segmentation head; children ``encoder`` and ``head``.
+
+    Args:
+        depth: depth of the encoder, see :data:`med3d_nets.resnet.DEPTHS`.
+        shortcut: ``"A"`` or ``"B"``.
+        n_seg_classes: number of classes, background included.
+        in_channels: channels of the input volume.
+        head: one of :data:`HEADS`.
+
+    Raises:
+        ValueError: if an argument is none of these, with the value found and those expected.
+    """
+
+    def __init__(
+        self, depth: int, shortcut: str, n_seg_classes: int, in_channels: int = 1, head: str = "medicalnet"
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+        if n_seg_classes < 2:
+            raise ValueError(f"n_seg_classes counts the background too, so it is at least 2, got {n_seg_classes}")
+        self.encoder = ResNetEncoder(depth, shortcut, in_channels)
+        self.head = MedicalNetHead(self.encoder.channels[-1], n_seg_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits at the input's resolution.
+
+        Upstream stops at a quarter of it and shrinks the labels instead; here the head's output is brought to the
+        input's size by trilinear interpolation.
+
+        Args:
+            x: ``(batch, in_channels, depth, height, width)``.
+
+        Returns:
+            ``(batch, n_seg_classes, depth, height, width)``.
+        """
+        logits = self.head(self.encoder(x))
+        return F.interpolate(logits, size=x.shape[2:], mode="trilinear", align_corners=False)
+
+
+def create_model(
+    variant: str,
+    n_seg_classes: int = 2,
+    in_channels: int = 1,
+    head: str = "medicalnet",
+    model: str | None = None,
+    model_depth: int | None = None,
+    resnet_shortcut: str | None = None,
+) -> SegmentationNet:
+    """A network of a published variant, with fresh weights.
+
+    Args:
+        variant: a name from :func:`~med3d_nets.variants.list_variants`.
+        n_seg_classes: number of classes, background included.
+        in_channels: channels of the input volume.
+        head: one of :data:`HEADS`.
+        model: MedicalNet's option of that name; the variants are all of kind ``"resnet"``.
+        model_depth: MedicalNet's option of that name; must be the variant's own depth.
+        resnet_shortcut: MedicalNet's option of that name; must be the variant's own shortcut.
+
+    Raises:
+        ValueError: for an unknown variant, or an option that contradicts it.
+    """
+    row = get_variant(variant)
+    options = (("model", model, "resnet"), ("model_depth", model_depth, row.depth))
+    for name, value, expected in (*options, ("resnet_shortcut", resnet_shortcut, row.shortcut)):
+        if value is not None and value != expected:
+            raise ValueError(
+                f"{name} is {value!r}, but {row.name} has {expected!r}; "
+                "for another depth or shortcut use the bundle of that variant"
+            )
+    return SegmentationNet(row.depth, row.shortcut, n_seg_classes, in_channels, head)

@@ -1,0 +1,149 @@
+"""What a run decides before it starts: device, learning rates, data sets, and that it overwrites nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import CacheDataset, Dataset, PersistentDataset
+from monai.data.utils import create_file_basename, pickle_hashing
+from monai.optimizers import generate_param_groups
+from torch import nn
+
+from med3d_nets.errors import Med3dError
+from med3d_nets.settings import Settings, check_settings
+from med3d_nets.weights import read_checkpoint
+
+__all__ = ["cached_dataset", "check_model_folder", "check_outputs", "layer_rates", "select_device"]
+
+logger = logging.getLogger(__name__)
+
+NEW_LAYER_FACTOR = 100
+"""Upstream trains new layers at this many times the encoder's learning rate."""
+
+
+def select_device(no_cuda: bool = False, gpu_id: int | Sequence[int] = 0) -> torch.device:
+    """The device for MedicalNet's options of these names: a GPU if there is one, otherwise the CPU.
+
+    Raises:
+        Med3dError: if there is no such GPU, or several are named.
+    """
+    if no_cuda or not torch.cuda.is_available():
+        return torch.device("cpu")
+    ids = [gpu_id] if isinstance(gpu_id, int) else list(gpu_id)
+    if len(ids) != 1:
+        raise Med3dError(f"gpu_id is {ids}, expected one GPU")
+    if not 0 <= ids[0] < torch.cuda.device_count():
+        raise Med3dError(f"gpu_id is {ids[0]}, but this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
+    return torch.device("cuda", ids[0])
+
+
+def layer_rates(
+    network: nn.Module, new_layer_names: Sequence[str], learning_rate: float, from_scratch: bool
+) -> list[dict[str, Any]]:
+    """Parameter groups for the optimiser: new layers learn at 100 times the rate of the others, as upstream.
+
+    Args:
+        network: the network.
+        new_layer_names: parts of parameter names, as upstream's option of that name.
+        learning_rate: rate of the layers that are not new.
+        from_scratch: whether there are no pretrained weights, so that every layer is new.
+
+    Raises:
+        Med3dError: if a name matches no parameter.
+    """
+    names = [new_layer_names] if isinstance(new_layer_names, str) else list(new_layer_names)
+    parameters = [name for name, _ in network.named_parameters()]
+    for name in names:
+        if not any(name in parameter for parameter in parameters):
+            layers = sorted({".".join(parameter.split(".")[:2]) for parameter in parameters})
+            raise Med3dError(f"new_layer_names: no parameter contains '{name}'; the layers are {', '.join(layers)}")
+    if from_scratch:
+        names = [""]  # part of every name
+    groups: list[dict[str, Any]] = generate_param_groups(
+        network,
+        layer_matches=[lambda named: any(name in named[0] for name in names)],
+        match_types=["filter"],
+        lr_values=[learning_rate * NEW_LAYER_FACTOR],
+    )
+    groups[1]["lr"] = learning_rate
+    for group, name in zip(groups, ("new layers", "other layers"), strict=True):
+        group.update(params=list(group["params"]), name=name)
+    return [group for group in groups if group["params"]]
+
+
+def cached_dataset(data: list[dict[str, Any]], transform: Any, cache_dir: str = "") -> Dataset:
+    """A data set that runs the deterministic steps of ``transform`` once per case.
+
+    Args:
+        data: cases.
+        transform: composed transforms.
+        cache_dir: folder to keep the results in, for data larger than memory (``PersistentDataset``; delete the folder
+            when a file's content changes); empty to keep them in memory (``CacheDataset``).
+    """
+    if cache_dir:
+        return PersistentDataset(data, transform, cache_dir, hash_transform=pickle_hashing, track_meta=True)
+    return CacheDataset(data, transform, num_workers=os.cpu_count(), progress=False)
+
+
+def check_model_folder(ckpt_dir: str, settings: Settings, resume_path: str, n_epochs: int, overwrite: bool) -> None:
+    """Refuse to write over an earlier training, or to resume from what does not fit.
+
+    Args:
+        ckpt_dir: folder that training writes to.
+        settings: those of this run.
+        resume_path: resumable checkpoint, or empty.
+        n_epochs: epochs in all.
+        overwrite: whether the user asked for it.
+
+    Raises:
+        Med3dError: naming the file in the way, or what differs between the checkpoint and this run.
+    """
+    if resume_path:
+        content = read_checkpoint(resume_path)
+        missing = [name for name in ("model", "optimizer", "lr_scheduler", "trainer", "best") if name not in content]
+        if missing:
+            raise Med3dError(
+                f"{resume_path}: not a resumable checkpoint, it lacks {', '.join(missing)}; "
+                f"expected a checkpoint_epoch=*.pt of an earlier training"
+            )
+        found = Settings(**content["best"]["settings"])
+        given = ("variant", "head", "recipe", "in_channels", "class_names", "input_size", "fill_empty_with_noise")
+        check_settings(found, resume_path, **{name: getattr(settings, name) for name in given})
+        trainer = content["trainer"]
+        done = trainer["iteration"] // trainer["epoch_length"]
+        if done >= n_epochs:
+            raise Med3dError(f"{resume_path}: {done} epochs are done, expected n_epochs above that, got {n_epochs}")
+        return
+    folder = Path(ckpt_dir)
+    written = [folder / "model.pt", *sorted(folder.glob("checkpoint_epoch=*.pt"))]
+    found_files = [str(path) for path in written if path.exists()]
+    if found_files and not overwrite:
+        raise Med3dError(
+            f"an earlier training wrote {', '.join(found_files[:3])}; give another --ckpt_dir, "
+            "go on from it with --resume_path, or pass --overwrite True"
+        )
+
+
+def check_outputs(cases: list[dict[str, Any]], output_dir: str, root: str, postfix: str, overwrite: bool) -> None:
+    """Refuse to write over label maps of an earlier run.
+
+    Args:
+        cases: items with the path of an ``image``.
+        output_dir: folder of the label maps.
+        root: folder below which the images' relative paths are kept.
+        postfix: what is appended to the images' names.
+        overwrite: whether the user asked for it.
+
+    Raises:
+        Med3dError: naming the first file in the way.
+    """
+    for case in cases:
+        base = create_file_basename(postfix, case["image"], output_dir, root, separate_folder=False, makedirs=False)
+        path = f"{base}.nii.gz"
+        if os.path.exists(path) and not overwrite:
+            raise Med3dError(f"{path}: exists already; give another --output_dir or pass --overwrite True")

@@ -1,0 +1,144 @@
+"""``models/model.json``: what a trained network was trained with, and inference must agree with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from med3d_nets.errors import Med3dError
+
+__all__ = ["Settings", "check_settings", "name_classes", "read_settings", "versions"]
+
+FORMAT = 1
+"""Version of the file's layout."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a trained network.
+
+    Attributes:
+        variant: name of the variant, see :mod:`med3d_nets.variants`.
+        head: kind of head.
+        recipe: ``"whole"``: crop to what is not background, resize, see the bundle's documentation.
+        in_channels: channels of the input volume.
+        class_names: names of the classes, background first.
+        input_size: depth, height and width that volumes are resized to, in voxels.
+        fill_empty_with_noise: whether empty voxels were filled with noise.
+        pretrained: file, digest and tensors of the pretrained weights, or None if trained from scratch.
+    """
+
+    variant: str
+    head: str
+    recipe: str
+    in_channels: int
+    class_names: Sequence[str]
+    input_size: Sequence[int]
+    fill_empty_with_noise: bool = False
+    pretrained: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        names = ("input_D", "input_H", "input_W")
+        for name, value in zip(names, self.input_size, strict=True):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise Med3dError(f"{name} is {value!r}, expected a whole number of voxels, 1 or more")
+
+    @property
+    def n_seg_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.class_names)
+
+    def to_json(self, **record: Any) -> str:
+        """The file's text: settings, versions and a record of the training."""
+        content = {"format": FORMAT, **asdict(self), **record, "versions": versions()}
+        return json.dumps(content, indent=4) + "\n"
+
+
+def read_settings(path: str | os.PathLike[str]) -> Settings:
+    """Read ``model.json``.
+
+    Raises:
+        Med3dError: if the file is missing, unreadable, of another format, or lacks a setting.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise Med3dError(
+            f"{path}: no such file. Training writes it beside model.pt; "
+            "if the network was trained elsewhere, give its folder as --ckpt_dir"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Med3dError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise Med3dError(f"{path}: format {found!r}, expected {FORMAT}")
+    names = [field.name for field in fields(Settings)]
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise Med3dError(f"{path}: lacks {', '.join(missing)}")
+    return Settings(**{name: content[name] for name in names})
+
+
+def check_settings(settings: Settings, source: str, **given: Any) -> None:
+    """Compare what a user gave, or a checkpoint holds, with the settings of the trained network.
+
+    Args:
+        settings: those of the trained network.
+        source: where they were read, for the message.
+        given: values by name, for any attribute of :class:`Settings`.
+
+    Raises:
+        Med3dError: naming both values of each setting that differs.
+    """
+    wrong = []
+    for name, value in given.items():
+        expected = getattr(settings, name)
+        if isinstance(expected, Sequence) and not isinstance(expected, str):
+            expected, value = list(expected), list(value)
+        if value != expected:
+            wrong.append(f"{name} is {value!r}, but {source} says {expected!r}")
+    if wrong:
+        raise Med3dError("; ".join(wrong))
+
+
+def name_classes(class_names: Sequence[str], n_seg_classes: int, data_root: str = "") -> list[str]:
+    """Names for the classes, background first.
+
+    Args:
+        class_names: names given, or empty: then those of ``dataset.json`` in the data's folder if it names as many, and
+            otherwise ``class 1`` and so on.
+        n_seg_classes: number of classes, background included.
+        data_root: folder of the data.
+
+    Raises:
+        Med3dError: if the number of names, or of classes, is wrong.
+    """
+    if isinstance(n_seg_classes, bool) or not isinstance(n_seg_classes, int) or n_seg_classes < 2:
+        raise Med3dError(f"n_seg_classes is {n_seg_classes!r}, expected a whole number above 1 (background included)")
+    if class_names:
+        if len(class_names) != n_seg_classes:
+            raise Med3dError(f"class_names has {len(class_names)} names, expected n_seg_classes={n_seg_classes}")
+        return [str(name) for name in class_names]
+    try:
+        labels = json.loads((Path(data_root) / "dataset.json").read_text(encoding="utf-8"))["labels"]
+        names = [str(labels[str(index)]) for index in range(n_seg_classes)]
+        if len(labels) == n_seg_classes:
+            return names
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no Decathlon description there: names are a courtesy
+    return ["background", *(f"class {index}" for index in range(1, n_seg_classes))]
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those whose behaviour the weights depend on."""
+    import monai
+    import torch
+
+    from med3d_nets import __version__
+
+    return {"med3d_nets": __version__, "monai": monai.__version__, "torch": torch.__version__}

@@ -1,0 +1,120 @@
+"""What the ``whole`` recipe needs and MONAI lacks, as MONAI transforms on channel-first volumes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Randomizable, SpatialCrop
+from monai.transforms.utils import generate_spatial_bounding_box
+from torch import Tensor
+
+__all__ = ["FillEmptyWithNoised", "RandCropAroundForegroundd", "RestoreGridd", "not_background"]
+
+
+def not_background(volume: Tensor) -> Tensor:
+    """Mask of what differs from the volume's first voxel, MedicalNet's notion of background.
+
+    Use it as ``select_fn`` of ``CropForegroundd``. A volume with one value alone has no background.
+
+    Args:
+        volume: ``(channel, depth, height, width)``.
+
+    Returns:
+        Boolean tensor of the same shape.
+    """
+    mask = volume != volume[:, :1, :1, :1]
+    return mask if bool(mask.any()) else torch.ones_like(mask)
+
+
+class RandCropAroundForegroundd(Randomizable, MapTransform):
+    """Crop at random, leaving at least half of the foreground's extent on every side of the foreground.
+
+    Each side of the crop is drawn between the volume's edge and the foreground's bounding box grown by half of its
+    size, as in MedicalNet's training. A label without foreground leaves the volume whole.
+
+    Args:
+        keys: volumes to crop alike, each ``(channel, depth, height, width)``.
+        label_key: the label map that tells the foreground (values above 0).
+    """
+
+    def __init__(self, keys: KeysCollection, label_key: str = "label") -> None:
+        super().__init__(keys)
+        self.label_key = label_key
+
+    def draw(self, label: Tensor) -> tuple[list[int], list[int]]:
+        """The crop's start and end, in voxels along depth, height and width."""
+        low, high = generate_spatial_bounding_box(label, lambda values: values > 0)
+        start, end = [], []
+        for size, first, last in zip(label.shape[1:], low, high, strict=True):
+            margin = (last - first) / 2
+            start.append(int(max(0.0, first - margin) * self.R.random()))
+            end.append(int(size - max(0.0, size - last - margin) * self.R.random()))
+        return start, end
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Crop the volumes of one case."""
+        cropped = dict(data)
+        label = data[self.label_key]
+        if not bool((label > 0).any()):
+            return cropped
+        start, end = self.draw(label)
+        crop = SpatialCrop(roi_start=start, roi_end=end)
+        for key in self.key_iterator(cropped):
+            cropped[key] = crop(cropped[key])
+        return cropped
+
+
+class FillEmptyWithNoised(MapTransform):
+    """Replace exact zeros, the empty region of a normalised volume, by standard normal noise.
+
+    MedicalNet does so in training and in testing, with other noise each time. Here the noise is drawn from the volume's
+    own content, so that a volume gets the same noise in every run.
+
+    Args:
+        keys: normalised volumes, ``(channel, depth, height, width)``.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Fill the volumes of one case."""
+        filled = dict(data)
+        for key in self.key_iterator(filled):
+            volume = filled[key]
+            content = volume.cpu().numpy()
+            noise = np.random.RandomState(zlib.crc32(content.tobytes())).standard_normal(content.shape)
+            filled[key] = torch.where(volume == 0, torch.as_tensor(noise, dtype=volume.dtype), volume)
+        return filled
+
+
+class RestoreGridd(MapTransform):
+    """Give an inverted prediction the affine that its image's file has, free of rounding.
+
+    Args:
+        keys: predictions brought back to the image's grid, ``(channel, depth, height, width)``.
+        orig_key: the image that they were made from.
+    """
+
+    def __init__(self, keys: KeysCollection, orig_key: str = "image") -> None:
+        super().__init__(keys)
+        self.orig_key = orig_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Restore the predictions of one case.
+
+        Raises:
+            RuntimeError: if a prediction's shape is not the image's own.
+        """
+        restored = dict(data)
+        meta = data[self.orig_key].meta
+        expected = tuple(int(n) for n in meta["spatial_shape"])[:3]
+        for key in self.key_iterator(restored):
+            volume = restored[key]
+            if tuple(volume.shape[1:]) != expected:
+                raise RuntimeError(f"'{key}' has the shape {tuple(volume.shape[1:])}, its image {expected}")
+            restored[key] = MetaTensor(volume, affine=meta["original_affine"], meta=dict(meta))
+        return restored
