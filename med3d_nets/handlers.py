@@ -84,15 +84,15 @@ class EpochReport:
         self.losses.append(float(engine.state.output["loss"]))
 
     def __call__(self, engine: Engine) -> None:
-        """Log the epoch and leave ``volumes_per_second`` and ``train_loss`` among the engine's metrics."""
+        """Log the epoch and leave ``volumes_per_second`` and ``mean_loss`` among the engine's metrics."""
         seconds = time.perf_counter() - self.started
         rates = ", ".join(f"{group.get('name', 'all')} {group['lr']:.3g}" for group in self.optimizer.param_groups)
         engine.state.metrics["volumes_per_second"] = self.n_volumes / seconds
-        engine.state.metrics["train_loss"] = float(np.mean(self.losses))
+        engine.state.metrics["mean_loss"] = float(np.mean(self.losses))
         logger.info(
             "epoch %d/%d: %.1f s, %.1f volumes/s, mean loss %.4f, learning rates: %s",
             *(engine.state.epoch, engine.state.max_epochs, seconds, self.n_volumes / seconds),
-            *(engine.state.metrics["train_loss"], rates),
+            *(engine.state.metrics["mean_loss"], rates),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from med3d_nets.errors import Med3dError
 from med3d_nets.heads import MedicalNetHead
 from med3d_nets.resnet import ResNetEncoder
 from med3d_nets.variants import get_variant
@@ -26,7 +27,7 @@ class SegmentationNet(nn.Module):
         head: one of :data:`HEADS`.
 
     Raises:
-        ValueError: if an argument is none of these, with the value found and those expected.
+        Med3dError: if an argument is none of these, with the value found and those expected.
     """
 
     def __init__(
@@ -34,9 +35,9 @@ class SegmentationNet(nn.Module):
     ) -> None:
         super().__init__()
         if head not in HEADS:
-            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+            raise Med3dError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
         if n_seg_classes < 2:
-            raise ValueError(f"n_seg_classes counts the background too, so it is at least 2, got {n_seg_classes}")
+            raise Med3dError(f"n_seg_classes counts the background too, so it is at least 2, got {n_seg_classes}")
         self.encoder = ResNetEncoder(depth, shortcut, in_channels)
         self.head = MedicalNetHead(self.encoder.channels[-1], n_seg_classes)
 
@@ -77,13 +78,16 @@ def create_model(
         resnet_shortcut: MedicalNet's option of that name; must be the variant's own shortcut.
 
     Raises:
-        ValueError: for an unknown variant, or an option that contradicts it.
+        Med3dError: for an unknown variant, or an option that contradicts it.
     """
-    row = get_variant(variant)
+    try:
+        row = get_variant(variant)
+    except ValueError as error:
+        raise Med3dError(str(error)) from error
     options = (("model", model, "resnet"), ("model_depth", model_depth, row.depth))
     for name, value, expected in (*options, ("resnet_shortcut", resnet_shortcut, row.shortcut)):
         if value is not None and value != expected:
-            raise ValueError(
+            raise Med3dError(
                 f"{name} is {value!r}, but {row.name} has {expected!r}; "
                 "for another depth or shortcut use the bundle of that variant"
             )

@@ -34,6 +34,7 @@ LABELS = {0: "background", 1: "left lung", 2: "right lung"}
 """Meaning of the values of a phantom's label array; vessels and nodules inside a lung belong to the lung."""
 
 Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
 
 _AXES = np.array([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]])  # columns: world directions of the array's axes
@@ -48,33 +49,20 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Nodule:
-    """A lung nodule.
-
-    Attributes:
-        centre_mm: centre in world coordinates (RAS+), mm.
-        diameter_mm: diameter of the sphere of the same volume, mm.
-        spiculated: whether spikes radiate from it (class 1) or it is smooth (class 0).
-    """
+    """A lung nodule; lengths in mm, the centre in world coordinates (RAS+)."""
 
     centre_mm: tuple[float, float, float]
-    diameter_mm: float
-    spiculated: bool
+    diameter_mm: float  # of the sphere of the same volume
+    spiculated: bool  # spikes radiate from it (class 1), or it is smooth (class 0)
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """A synthetic chest CT.
-
-    Attributes:
-        image: int16 array in HU, shape (depth, height, width).
-        label: uint8 array of the same shape, values as in :data:`LABELS`.
-        affine: 4 x 4 matrix from voxel indices to world coordinates (RAS+) in mm, exact in single precision.
-        nodules: what was placed in the lungs.
-    """
+    """A synthetic chest CT; image (HU) and label (see :data:`LABELS`) have the shape (depth, height, width)."""
 
     image: NDArray[np.int16]
     label: NDArray[np.uint8]
-    affine: Matrix
+    affine: Matrix  # 4 x 4, from voxel indices to world coordinates (RAS+) in mm, exact in single precision
     nodules: tuple[Nodule, ...]
 
 
@@ -92,11 +80,9 @@ class _Grid:
 def make_phantom(seed: int, nodules: int = 0, shape: tuple[int, int, int] | None = None) -> Phantom:
     """Make one phantom; the same arguments give the same bytes (with the same numpy and scipy).
 
-    Apart from the nodules themselves, the image does not depend on how many there are.
-
     Args:
         seed: 0 or more.
-        nodules: how many nodules to place; smooth and spiculated ones alternate.
+        nodules: how many to place, smooth and spiculated in turn; away from them the image does not depend on it.
         shape: (depth, height, width) in voxels; drawn about (48, 96, 96) if None. Spacing is chosen so that the chest
             fits: about 5 to 8 mm between slices and 3 to 4 mm within them at the usual shape.
 
@@ -116,18 +102,18 @@ def make_phantom(seed: int, nodules: int = 0, shape: tuple[int, int, int] | None
     # Lungs are denser towards the back, where the patient lies, and never uniform.
     parenchyma = anatomy.uniform(-840, -800) - 0.35 * grid.y + 35 * _smooth_field(grid.x.shape, anatomy) + 120 * fine
     image = np.where(lung, parenchyma, image + 40 * fine * (image > -500)).astype(np.float32)
-    _blend(image, lung * _tubes(grid, _vessel_tree(tree)), anatomy.uniform(-10, 40))
+    image += lung * _tubes(grid, _vessel_tree(tree)) * (np.float32(anatomy.uniform(-10, 40)) - image)
     placed = _place_nodules(image, lung, grid.affine, nodules, lesions)
     image = ndimage.gaussian_filter(image, (0.35, 0.55, 0.55))  # partial volume and the scanner's point spread
     image += anatomy.uniform(18, 40) * texture.standard_normal(grid.x.shape, dtype=np.float32)
-    return Phantom(np.rint(image.clip(-1024, 3071)).astype(np.int16), label, grid.affine, placed)
+    return Phantom(np.rint(image.clip(-1024, 3071)).astype(np.int16), label, grid.affine, tuple(placed))
 
 
 def _make_grid(rng: np.random.Generator, shape: tuple[int, int, int] | None) -> _Grid:
     """Draw shape, spacing, a slightly oblique affine and the body's pose."""
-    drawn = (int(rng.integers(44, 53)), int(rng.integers(90, 101)), int(rng.integers(90, 101)))
+    drawn = rng.integers((44, 90, 90), (53, 101, 101))
     size = np.array(drawn if shape is None else shape)
-    across, along = rng.uniform(330, 375), rng.uniform(245, 345)  # field of view, mm
+    across, along = rng.uniform(330, 375), rng.uniform(270, 345)  # field of view, mm
     in_plane = max(across / size[2], 0.75 * across / size[1])
     affine = np.eye(4)
     affine[:3, :3] = _small_rotation(rng, 4) @ _AXES * [along / size[0], in_plane, in_plane]
@@ -138,11 +124,8 @@ def _make_grid(rng: np.random.Generator, shape: tuple[int, int, int] | None) -> 
     world_from_body[:3, :3] = _small_rotation(rng, 4) * rng.uniform(0.92, 1.04) * rng.uniform(0.98, 1.02, 3)
     world_from_body[:3, 3] = isocentre + rng.uniform(-7, 7, 3)
     matrix = np.linalg.inv(world_from_body) @ affine
-    depth, height, width = (np.arange(length, dtype=np.float64) for length in size)
-    x, y, z = (
-        (row[0] * depth[:, None, None] + row[1] * height[:, None] + row[2] * width + row[3]).astype(np.float32)
-        for row in matrix[:3]
-    )
+    depth, height, width = np.ogrid[: size[0], : size[1], : size[2]]
+    x, y, z = ((a * depth + b * height + c * width + d).astype(np.float32) for a, b, c, d in matrix[:3])
     return _Grid(x, y, z, affine, matrix)
 
 
@@ -153,15 +136,8 @@ def _small_rotation(rng: np.random.Generator, degrees: float) -> Matrix:
 def _smooth_field(shape: tuple[int, ...], rng: np.random.Generator, order: int = 6) -> Array:
     """A random field of low frequencies, (depth, height, width), mean near 0 and standard deviation about 1."""
     bases = [np.cos(np.pi * np.outer((np.arange(length) + 0.5) / length, np.arange(order))) for length in shape]
-    coefficients = rng.standard_normal((order,) * 3)
-    field = np.einsum("abc,ia,jb,kc->ijk", coefficients, *bases, optimize=True)
+    field = np.einsum("abc,ia,jb,kc->ijk", rng.standard_normal((order,) * 3), *bases, optimize=True)
     return np.asarray(field / field.std(), dtype=np.float32)
-
-
-def _ellipsoid(grid: _Grid, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Array:
-    """Squared distance from ``centre`` in units of ``radii`` (body coordinates, mm): below 1 inside."""
-    offsets = zip((grid.x, grid.y, grid.z), centre, radii, strict=True)
-    return np.asarray(sum(((axis - middle) / radius) ** 2 for axis, middle, radius in offsets), dtype=np.float32)
 
 
 def _paint_chest(grid: _Grid, rng: np.random.Generator) -> tuple[Array, NDArray[np.uint8]]:
@@ -172,35 +148,31 @@ def _paint_chest(grid: _Grid, rng: np.random.Generator) -> tuple[Array, NDArray[
     image = np.full(grid.x.shape, -1000, dtype=np.float32)
     image[torso < 1] = rng.uniform(-115, -85)
     image[torso < rng.uniform(0.9, 0.94)] = rng.uniform(35, 50)
-    # The rib cage narrows towards the neck.
-    narrowing = 1 - 0.32 * (((grid.z + 10) / 115).clip(0, 1.2)) ** 2
+    narrowing = 1 - 0.32 * (((grid.z + 10) / 115).clip(0, 1.2)) ** 2  # of the rib cage, towards the neck
     cage = np.hypot(grid.x / 122, (grid.y - 2) / 86) / narrowing * (1 - 0.012 * warp)
-    heart = _ellipsoid(grid, (-20 + rng.uniform(-6, 6), 26, -42), (54, 40, 50))
+    heart = ((grid.x + rng.uniform(14, 26)) / 54) ** 2 + ((grid.y - 26) / 40) ** 2 + ((grid.z + 42) / 50) ** 2
     spine = np.hypot(grid.x / 20, (grid.y + 66) / 19)
     middle = np.hypot((grid.x + 3) / rng.uniform(26, 34), (grid.y - 2) / 78) / narrowing
-    label = _lungs(grid, rng, warp, cage, heart, spine, middle)
+    pleural = (cage < 0.99) & (heart > 1.1) & (spine > 1.25) & (middle > 1) & (abs(grid.x + 3) > 7)
+    label = _lungs(grid, rng, warp, pleural)
     image[(cage < 0.97) & (fatty > 0.6) & (grid.z > -70)] = -90  # mediastinal fat
     image[(grid.x > -15) & (cage < 0.98) & (grid.z < -20)] = 58  # liver, where no lung covers it
     image[heart < 1] = rng.uniform(40, 50)
-    image[heart < 0.3] = 38  # chambers
     image[np.hypot(grid.x + 20, grid.y + 38) < 13] = 45  # descending aorta
     _paint_bones(image, grid, cage, spine, rng)
-    _blend(image, (label == 0) * _tubes(grid, _AIRWAY), -960)
+    image += (label == 0) * _tubes(grid, _AIRWAY) * (-960 - image)
     return image, label
 
 
-def _lungs(
-    grid: _Grid, rng: np.random.Generator, warp: Array, cage: Array, heart: Array, spine: Array, middle: Array
-) -> NDArray[np.uint8]:
-    """The label: what the cage holds between diaphragm and apex, less mediastinum, heart, spine and hila."""
-    lung = (cage < 0.99) & (heart > 1.1) & (spine > 1.25) & (middle > 1) & (abs(grid.x + 3) > 7)
+def _lungs(grid: _Grid, rng: np.random.Generator, warp: Array, pleural: Mask) -> NDArray[np.uint8]:
+    """The label, (depth, height, width): what ``pleural`` leaves between diaphragm and apex, less the hila."""
     label = np.zeros(grid.x.shape, dtype=np.uint8)
     for value, side, dome in ((1, -1.0, rng.uniform(-62, -48)), (2, 1.0, rng.uniform(-52, -36))):
         aside = (grid.x * side - 62) / 62
         floor = dome - 40 * (aside**2 + ((grid.y - 8) / 75) ** 2) + 3 * warp
         roof = rng.uniform(92, 100) - 28 * (((grid.x * side - 46) / 36) ** 2 + ((grid.y + 12) / 46) ** 2)
-        hilum = _ellipsoid(grid, (side * 36, -10, -2), (17, 20, 24))
-        inside = lung & (grid.x * side > 0) & (grid.z > floor) & (grid.z > -108) & (grid.z < roof) & (hilum > 1)
+        hilum = ((grid.x * side - 36) / 17) ** 2 + ((grid.y + 10) / 20) ** 2 + ((grid.z + 2) / 24) ** 2
+        inside = pleural & (grid.x * side > 0) & (grid.z > floor) & (grid.z > -108) & (grid.z < roof) & (hilum > 1)
         parts, count = ndimage.label(inside)
         if count > 1:  # slivers cut off by the heart
             inside = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
@@ -211,8 +183,7 @@ def _lungs(
 def _paint_bones(image: Array, grid: _Grid, cage: Array, spine: Array, rng: np.random.Generator) -> None:
     """Ribs, sternum and spine, 300 to 700 HU, in place."""
     pitch, phase = rng.uniform(23, 27), rng.uniform(0, 1)
-    # Ribs descend towards the front.
-    wave = np.cos(2 * np.pi * ((grid.z + 0.45 * grid.y) / pitch + phase))
+    wave = np.cos(2 * np.pi * ((grid.z + 0.45 * grid.y) / pitch + phase))  # ribs descend towards the front
     ribs = (cage > 1.03) & (cage < 1.12) & (wave > 0.15) & (abs(grid.z) < 112) & (abs(grid.x) > 14)
     image[ribs & ((grid.y < 55) | (abs(grid.x) > 45))] = rng.uniform(420, 600)  # in front, cartilage instead
     image[(abs(grid.x) < 16) & (abs(grid.y - 90) < 6) & (grid.z > -50) & (grid.z < 75)] = 350
@@ -231,8 +202,7 @@ def _vessel_tree(rng: np.random.Generator) -> Matrix:
     tubes = []
     for side in (-1.0, 1.0):
         mirror = np.array([side, 1, 1])
-        direction = trunks * mirror
-        start = np.broadcast_to(_HILUM * mirror, direction.shape)
+        direction, start = trunks * mirror, np.tile(_HILUM * mirror, (len(trunks), 1))
         radius, length = rng.uniform(4.5, 7, len(trunks)), rng.uniform(30, 40, len(trunks))
         for _ in range(6):
             direction = direction + 0.35 * rng.standard_normal(direction.shape)
@@ -251,8 +221,7 @@ def _vessel_tree(rng: np.random.Generator) -> Matrix:
 def _tubes(grid: _Grid, tubes: Matrix) -> Array:
     """How much of each voxel tapering tubes cover, 0 to 1, (depth, height, width).
 
-    Args:
-        tubes: (n, 8): start and end in body coordinates, radius at the start and at the end, all mm.
+    ``tubes`` is (n, 8): start and end in body coordinates, radius at the start and at the end, all mm.
     """
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     blur = float(spacing[1:].mean())
@@ -265,8 +234,6 @@ def _tubes(grid: _Grid, tubes: Matrix) -> Array:
     for tube, first, last in zip(tubes.astype(np.float32), low, high, strict=True):
         box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
         offset = np.stack([grid.x[box], grid.y[box], grid.z[box]], -1) - tube[:3]
-        if not offset.size:
-            continue
         axis = tube[3:6] - tube[:3]
         share = (offset @ axis / (axis @ axis)).clip(0, 1)
         distance = np.linalg.norm(offset - share[..., None] * axis, axis=-1)
@@ -277,17 +244,10 @@ def _tubes(grid: _Grid, tubes: Matrix) -> Array:
     return covered
 
 
-def _blend(image: Array, covered: Array, value: float) -> None:
-    """Mix ``value`` (HU) into ``image`` in place, by the share of each voxel that is covered."""
-    image += covered * (np.float32(value) - image)
-
-
-def _place_nodules(
-    image: Array, lung: NDArray[np.bool_], affine: Matrix, count: int, rng: np.random.Generator
-) -> tuple[Nodule, ...]:
+def _place_nodules(image: Array, lung: Mask, affine: Matrix, count: int, rng: np.random.Generator) -> list[Nodule]:
     """Draw nodules into ``image`` (HU, in place), clear of each other and of the lungs' surface."""
     if not count:
-        return ()
+        return []
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     room = ndimage.distance_transform_edt(lung, sampling=spacing)[lung]
     points = np.argwhere(lung) @ affine[:3, :3].T + affine[:3, 3]
@@ -299,7 +259,6 @@ def _place_nodules(
         free = np.flatnonzero(room > 1.2 * radius)
         if not free.size:
             raise Med3dError(f"the lungs have room for {number} of {count} nodules; pass a smaller nodules=")
-        # Off the voxel's centre, as real ones are.
         x, y, z = points[rng.choice(free)] + affine[:3, :3] @ rng.uniform(-0.4, 0.4, 3)
         nodule = Nodule((float(x), float(y), float(z)), 2 * radius, bool((number + first) % 2))
         away = np.linalg.norm(points - (x, y, z), axis=1)
@@ -309,7 +268,7 @@ def _place_nodules(
         room = np.minimum(room, away - 1.6 * radius)  # later ones keep clear of this one
         placed.append(nodule)
     image[lung] = values
-    return tuple(placed)
+    return placed
 
 
 def _nodule_cover(points: Matrix, nodule: Nodule, rng: np.random.Generator, blur: float) -> Array:
@@ -361,17 +320,17 @@ def write_dataset(
     Raises:
         Med3dError: an argument is out of range, or a file is there already and ``overwrite`` is off.
     """
-    counts = {"train": n_train, "val": n_val, "test": n_test}
-    for split, count in counts.items():
-        _check_count(f"n_{split}", count, 1)
+    for option, count in (("n_train", n_train), ("n_val", n_val), ("n_test", n_test)):
+        _check_count(option, count, 1)
     _check_count("seed", seed, 0)
     _check_count("nodules", nodules, 0)
     root = Path(folder)
-    splits = [split for split, count in counts.items() for _ in range(count)]
-    pairs = [_pair(number, split) for number, split in enumerate(splits)]
-    listed = {split: [pair for pair, of in zip(pairs, splits, strict=True) if of == split] for split in counts}
+    ends = ["Tr"] * (n_train + n_val) + ["Ts"] * n_test
+    names = [f"{end}/phantom_{number:03d}.nii.gz" for number, end in enumerate(ends)]
+    pairs = [(f"images{name}", f"labels{name}") for name in names]
+    listed = {"train": pairs[:n_train], "val": pairs[n_train:-n_test], "test": pairs[-n_test:]}
     texts = {f"{split}.txt": "".join(f"{a} {b}\n" for a, b in cases) for split, cases in listed.items()}
-    texts["dataset.json"] = _describe(listed["train"] + listed["val"], listed["test"])
+    texts["dataset.json"] = _describe(pairs[:-n_test], pairs[-n_test:])
     _check_free(root, [*(name for pair in pairs for name in pair), *texts, "nodules.csv"], overwrite)
     table = ["image,x_mm,y_mm,z_mm,diameter_mm,class\n"]
     for number, (image, label) in enumerate(pairs):
@@ -401,11 +360,6 @@ def _check_free(root: Path, names: list[str], overwrite: bool) -> None:
     for name in names:
         if not overwrite and (root / name).exists():
             raise Med3dError(f"{root / name} is there already; pass another folder=, or overwrite=True to replace it")
-
-
-def _pair(number: int, split: str) -> tuple[str, str]:
-    suffix = "Ts" if split == "test" else "Tr"
-    return f"images{suffix}/phantom_{number:03d}.nii.gz", f"labels{suffix}/phantom_{number:03d}.nii.gz"
 
 
 def _describe(training: list[tuple[str, str]], test: list[tuple[str, str]]) -> str:

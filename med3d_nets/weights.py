@@ -178,14 +178,17 @@ def read_architecture(state: Mapping[str, Tensor], source: str | os.PathLike[str
     bottleneck = any(re.match(r"encoder\.layer\d\.\d+\.conv3\.", name) for name in state)
     depths = [d for d, (block, n) in DEPTHS.items() if n == counts and (block is Bottleneck) == bottleneck]
     stem = state.get("encoder.conv1.weight")
-    if not depths or stem is None:
+    if not depths:
         raise Med3dError(
             f"{source}: not a MedicalNet ResNet: {counts} blocks per stage"
             f"{' of bottlenecks' if bottleneck else ''}, first tensors {_some(state)}"
         )
+    if stem is None or stem.dim() != 5:
+        found = "is missing" if stem is None else f"is of shape {tuple(stem.shape)}"
+        raise Med3dError(f"{source}: conv1.weight {found}, expected (64, channels, 7, 7, 7)")
     shortcut = "B" if any(".downsample." in name for name in state) else "A"
     last = state.get("head.6.weight")
-    return Architecture(depths[0], shortcut, stem.shape[1], None if last is None else last.shape[0])
+    return Architecture(depths[0], shortcut, stem.shape[1], last.shape[0] if last is not None and last.dim() else None)
 
 
 def inflate_stem(weight: Tensor, in_channels: int) -> Tensor:
@@ -298,8 +301,8 @@ def _published_sha256(path: str) -> str:
             record = json.loads(sidecar.read_text())
         except ValueError:
             return digest
-        if record.get("sha256") == digest:
-            return str(record["source_sha256"])
+        if isinstance(record, dict) and record.get("sha256") == digest:
+            return str(record.get("source_sha256", digest))
     return digest
 
 

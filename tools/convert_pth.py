@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,22 +243,19 @@ def _stated_by(row: Variant) -> str:
     return f"stated by {row.sha256_sources} source{'' if row.sha256_sources == 1 else 's'}"
 
 
-def _collector(function: Callable[..., None]) -> Callable[..., Any]:
-    """A function of the same options that does nothing but return a call of ``function`` with them."""
-
-    @functools.wraps(function)
-    def collect(*args: Any, **options: Any) -> list[Callable[[], None]]:
-        return [functools.partial(function, *args, **options)]
-
-    return collect
-
-
 def main() -> None:
     """Run :func:`convert` with the options of the command line; exit with 1 for an error that the user can mend."""
+    calls = []
+
     # Fire would call convert first and complain about a misspelt option afterwards, with the file already written.
-    (call,) = fire.Fire(_collector(convert), serialize=lambda _: None)
+    @functools.wraps(convert)
+    def collect(*args: Any, **options: Any) -> None:
+        calls.append(functools.partial(convert, *args, **options))
+
+    fire.Fire(collect)
     try:
-        call()
+        for call in calls:
+            call()
     except Exception as error:
         shown = errors.explain(error, {}) or (error if isinstance(error, OSError) else None)
         if shown is None:

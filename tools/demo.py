@@ -74,9 +74,11 @@ def draw(folder: Path, image: Path, truth: Path, prediction: Path, picture: Path
     )
     index = int((label > 0).sum((1, 2)).argmax())
     figure = plt.figure(figsize=(12, 8), layout="constrained")
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1.15, 1)))
-    titles = (f"{image.name}\nslice {index}", "truth", "prediction")
-    for axes, title, mask in zip(top.subplots(1, 3), titles, (None, label, answer), strict=True):
+    grid = figure.add_gridspec(2, 1, height_ratios=(1.15, 1))
+    titles = (f"{image.name.split('.')[0]}, slice {index}", "truth", "prediction")
+    for axes, title, mask in zip(
+        figure.add_subfigure(grid[0]).subplots(1, 3), titles, (None, label, answer), strict=True
+    ):
         axes.imshow(volume[index], cmap="gray", vmin=-1000, vmax=400)
         if mask is not None:
             overlay = np.ma.masked_equal(mask[index], 0)
@@ -84,7 +86,7 @@ def draw(folder: Path, image: Path, truth: Path, prediction: Path, picture: Path
             axes.imshow(overlay, cmap=colours, vmin=1, vmax=2, alpha=0.5, interpolation="nearest")
         axes.set_title(title)
         axes.axis("off")
-    losses, dices = bottom.subplots(1, 2)
+    losses, dices = figure.add_subfigure(grid[1]).subplots(1, 2)
     loss = (*curve(folder / "eval", "train_loss"), "training loss", "tab:blue")
     plot(losses, [loss], "iteration", "Dice + cross-entropy")
     tags = {name: f"val_dice_{name.replace(' ', '_')}" for name, _ in CLASSES.values()}
@@ -107,7 +109,7 @@ def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "demo", help="where everything goes; overwritten")
-    parser.add_argument("--n_epochs", type=int, default=12)
+    parser.add_argument("--n_epochs", type=int, default=30)
     parser.add_argument("--n_train", type=int, default=16)
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
