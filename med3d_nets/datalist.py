@@ -10,18 +10,12 @@ import json
 import logging
 import os
 import re
-import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
-import nibabel as nib
-import numpy as np
 from monai.data.utils import partition_dataset
-from nibabel.spatialimages import SpatialImage
-from numpy.typing import NDArray
 
+from med3d_nets.checks import check_cases, identity, reason
 from med3d_nets.errors import Med3dError
 
 __all__ = ["check_cases", "common_folder", "load_cases", "load_datalist", "load_images", "read_img_list"]
@@ -29,10 +23,7 @@ __all__ = ["check_cases", "common_folder", "load_cases", "load_datalist", "load_
 Path: TypeAlias = str | os.PathLike[str]
 Cases: TypeAlias = list[dict[str, str]]
 
-AFFINE_TOLERANCE = 1e-3
-"""Largest difference between an entry of the image's affine and the label's (mm, or mm per voxel)."""
 MAX_LINES = 50
-MAX_VALUES = 5
 
 _SUFFIXES = (".nii", ".nii.gz")
 _FIELD = re.compile(r"""(?:"([^"]*)"|'([^']*)')(?=[ \t]|$)|([^ \t]+)""")
@@ -84,8 +75,8 @@ def load_datalist(
         problems.append(f"{img_list}: found 1 case; expected at least 2, one of them to hold out, or a val_list")
     for cases in (training, validation):
         problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
-    known = {_identity(case) for case in training}
-    both = dict.fromkeys(case["image"] for case in validation if _identity(case) in known)
+    known = {identity(case) for case in training}
+    both = dict.fromkeys(case["image"] for case in validation if identity(case) in known)
     problems += [f"{path}: found in training and in validation; expected in one of them" for path in both]
     _raise_for(problems)
     if not validation:
@@ -190,30 +181,6 @@ def read_img_list(path: Path, fields: Sequence[int] = (2,)) -> list[list[str]]:
     return rows
 
 
-def check_cases(
-    cases: Sequence[Mapping[str, str]], n_seg_classes: int = 2, in_channels: int = 1, num_workers: int = 0
-) -> list[str]:
-    """Read every file of one list and say what is wrong with it, a problem a line; nothing is raised.
-
-    Args:
-        cases: items with "image" and, where there is one, "label": paths of NIfTI files.
-        n_seg_classes, in_channels, num_workers: as for :func:`load_datalist`.
-    """
-    if not cases:
-        return []
-    _log.info("checking the files of %d cases", len(cases))
-    start = time.perf_counter()
-    # Threads suffice: reading and decompressing release the interpreter's lock.
-    with ThreadPoolExecutor(num_workers if num_workers > 0 else min(4, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(lambda case: _check_case(case, n_seg_classes, in_channels), cases))
-    _log.info("checked the files of %d cases in %.1f s", len(cases), time.perf_counter() - start)
-    if empty := sum(is_empty for _, is_empty in results):
-        _log.warning("%d of %d labels have no foreground: all their voxels are 0", empty, len(cases))
-    problems = [problem for case_problems, _ in results for problem in case_problems]
-    times = Counter(_identity(case) for case in cases)
-    return problems + [f"{path}: found {n} times in one list; expected once" for path, n in times.items() if n > 1]
-
-
 def _read_list(
     option: str, path: Path, data_root: Path, sections: Sequence[str], problems: list[str], labelled: bool = True
 ) -> Cases:
@@ -257,7 +224,7 @@ def _rows(path: str, fields: Sequence[int], problems: list[str]) -> list[list[st
         with open(path, encoding="utf-8-sig") as file:
             lines = file.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: found no text ({_reason(error)}); expected a list in UTF-8, a .json or a NIfTI file")
+        problems.append(f"{path}: found no text ({reason(error)}); expected a list in UTF-8, a .json or a NIfTI file")
         return []
     rows = []
     expected = " or ".join("'image label'" if count == 2 else "'image'" for count in fields)
@@ -293,7 +260,7 @@ def _read_json(path: str, problems: list[str]) -> dict[str, Any] | None:
         with open(path, encoding="utf-8-sig") as file:
             content = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path}: found no json ({_reason(error)}); expected a Decathlon dataset.json")
+        problems.append(f"{path}: found no json ({reason(error)}); expected a Decathlon dataset.json")
         return None
     if isinstance(content, dict):
         return content
@@ -331,87 +298,6 @@ def _has_validation(path: Path, data_root: Path) -> bool:
     return isinstance(items, list) and any(isinstance(item, dict) and item.get("label") for item in items)
 
 
-def _check_case(case: Mapping[str, str], n_seg_classes: int, in_channels: int) -> tuple[list[str], bool]:
-    """Problems of one case, and whether its label is empty. Only one volume is in memory at a time."""
-    problems: list[str] = []
-    image, _ = _check_file(case["image"], in_channels, None, problems)
-    if "label" not in case:
-        return problems, False
-    label, is_empty = _check_file(case["label"], 1, n_seg_classes, problems)
-    if image is None or label is None:
-        return problems, is_empty
-    path, reference = case["label"], f"that of its image {case['image']}"
-    if label[0] != image[0]:
-        problems.append(f"{path}: found spatial shape {label[0]}; expected {image[0]}, {reference}")
-    if not np.allclose(label[1], image[1], rtol=0, atol=AFFINE_TOLERANCE):
-        found, expected = (np.round(affine[:3], 4).tolist() for affine in (label[1], image[1]))
-        margin = f"largest difference {np.abs(label[1] - image[1]).max():.4g}, tolerance {AFFINE_TOLERANCE:g} mm"
-        problems.append(f"{path}: found affine {found}; expected {expected}, {reference} ({margin})")
-    return problems, is_empty
-
-
-def _check_file(
-    path: str, channels: int, n_seg_classes: int | None, problems: list[str]
-) -> tuple[tuple[tuple[int, ...], NDArray[np.float64]] | None, bool]:
-    """Check an image, or a label of ``n_seg_classes``.
-
-    Returns:
-        Its spatial shape and affine (mm), None where the file or its dimensions are wrong, and whether it is all 0.
-    """
-    read = _read(path, problems)
-    if read is None:
-        return None, False
-    voxels, affine = read
-    fits = voxels.ndim >= 3 and voxels.shape[3:] in ([(), (1,)] if channels == 1 else [(channels,)])
-    if not fits:
-        shape = "(x, y, z) or (x, y, z, 1)" if channels == 1 else f"(x, y, z, {channels})"
-        of = "a label" if n_seg_classes else f"an image of in_channels={channels}"
-        problems.append(f"{path}: found shape {voxels.shape}; expected {shape} for {of}")
-    finite = np.isfinite(voxels)
-    if bad := voxels.size - int(np.count_nonzero(finite)):
-        nans = int(np.count_nonzero(np.isnan(voxels)))
-        problems.append(f"{path}: found {nans} NaN and {bad - nans} infinite voxels; expected finite values only")
-    elif not n_seg_classes and voxels.min() == voxels.max():
-        problems.append(f"{path}: found {voxels.max():.6g} in every voxel; expected intensities that vary")
-    if n_seg_classes:
-        values = voxels[finite] if bad else voxels
-        wrong = values[(values < 0) | (values >= n_seg_classes) | (values % 1 != 0)]
-        if wrong.size:
-            kinds = np.unique(wrong)
-            named = ", ".join(f"{value:.6g}" for value in kinds[:MAX_VALUES]) + ", ..." * (len(kinds) > MAX_VALUES)
-            expected = f"whole numbers from 0 to {n_seg_classes - 1} (n_seg_classes={n_seg_classes})"
-            problems.append(f"{path}: found label values {named} ({wrong.size} voxels); expected {expected}")
-    return ((voxels.shape[:3], affine) if fits else None), not voxels.any()
-
-
-def _read(path: str, problems: list[str]) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
-    """Voxels of one file, of single precision at most as MONAI loads them, and its affine."""
-    if not os.path.isfile(path):
-        found = "a folder" if os.path.isdir(path) else "no such file"
-        problems.append(f"{path}: found {found}; expected a NIfTI file")
-        return None
-    try:
-        volume = nib.load(path)
-        if not isinstance(volume, SpatialImage) or volume.affine is None:
-            problems.append(f"{path}: found a {type(volume).__name__}; expected a NIfTI volume")
-        elif volume.get_data_dtype().kind not in "iuf":
-            problems.append(f"{path}: found voxels of type {volume.get_data_dtype()}; expected real numbers")
-        elif 0 in volume.shape:
-            problems.append(f"{path}: found shape {volume.shape}; expected no axis of size 0")
-        else:
-            voxels = np.asanyarray(volume.dataobj)
-            with np.errstate(over="ignore", invalid="ignore"):
-                single = voxels.astype(np.float32, copy=False) if voxels.dtype.kind == "f" else voxels
-            return single, np.asarray(volume.affine, np.float64)
-    except Exception as error:  # whatever a damaged file makes nibabel, gzip, zlib or numpy raise
-        problems.append(f"{path}: found an unreadable file ({_reason(error)}); expected a whole NIfTI file")
-    return None
-
-
-def _identity(case: Mapping[str, str]) -> str:
-    return os.path.normcase(os.path.realpath(case["image"]))
-
-
 def _hold_out(cases: Cases, fraction: float, seed: int) -> tuple[Cases, Cases]:
     """Training and validation cases, at least one of each, whatever the order of the list."""
     cases = sorted(cases, key=lambda case: (case["image"], case["label"]))
@@ -437,7 +323,3 @@ def _raise_for(problems: Sequence[str]) -> None:
         lines += [f"- {problem}" for problem in problems[:MAX_LINES]]
         lines += [f"... and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
         raise Med3dError("\n".join(lines))
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

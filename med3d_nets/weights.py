@@ -92,8 +92,10 @@ def write_atomically(path: str | os.PathLike[str], content: Any) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
+        disk = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save covers it by one of its own
+        if isinstance(disk, OSError) and disk.filename is None:
+            disk.filename = str(path)
+            raise disk from None
         raise
 
 

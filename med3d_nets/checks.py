@@ -1,0 +1,135 @@
+"""Checks of volumes and label maps, before any long work starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import SpatialImage
+from numpy.typing import NDArray
+
+__all__ = ["check_cases", "identity", "reason"]
+
+AFFINE_TOLERANCE = 1e-3
+"""Largest difference between an entry of the image's affine and the label's (mm, or mm per voxel)."""
+MAX_VALUES = 5
+
+_log = logging.getLogger(__name__)
+
+
+def check_cases(
+    cases: Sequence[Mapping[str, str]], n_seg_classes: int = 2, in_channels: int = 1, num_workers: int = 0
+) -> list[str]:
+    """Read every file of one list and say what is wrong with it, a problem a line; nothing is raised.
+
+    Args:
+        cases: items with "image" and, where there is one, "label": paths of NIfTI files.
+        n_seg_classes, in_channels, num_workers: as for :func:`med3d_nets.datalist.load_datalist`.
+    """
+    if not cases:
+        return []
+    _log.info("checking the files of %d cases", len(cases))
+    start = time.perf_counter()
+    # Threads suffice: reading and decompressing release the interpreter's lock.
+    with ThreadPoolExecutor(num_workers if num_workers > 0 else min(4, os.cpu_count() or 1)) as pool:
+        results = list(pool.map(lambda case: _check_case(case, n_seg_classes, in_channels), cases))
+    _log.info("checked the files of %d cases in %.1f s", len(cases), time.perf_counter() - start)
+    if empty := sum(is_empty for _, is_empty in results):
+        _log.warning("%d of %d labels have no foreground: all their voxels are 0", empty, len(cases))
+    problems = [problem for case_problems, _ in results for problem in case_problems]
+    times = Counter(identity(case) for case in cases)
+    return problems + [f"{path}: found {n} times in one list; expected once" for path, n in times.items() if n > 1]
+
+
+def _check_case(case: Mapping[str, str], n_seg_classes: int, in_channels: int) -> tuple[list[str], bool]:
+    """Problems of one case, and whether its label is empty. Only one volume is in memory at a time."""
+    problems: list[str] = []
+    image, _ = _check_file(case["image"], in_channels, None, problems)
+    if "label" not in case:
+        return problems, False
+    label, is_empty = _check_file(case["label"], 1, n_seg_classes, problems)
+    if image is None or label is None:
+        return problems, is_empty
+    path, reference = case["label"], f"that of its image {case['image']}"
+    if label[0] != image[0]:
+        problems.append(f"{path}: found spatial shape {label[0]}; expected {image[0]}, {reference}")
+    if not np.allclose(label[1], image[1], rtol=0, atol=AFFINE_TOLERANCE):
+        found, expected = (np.round(affine[:3], 4).tolist() for affine in (label[1], image[1]))
+        margin = f"largest difference {np.abs(label[1] - image[1]).max():.4g}, tolerance {AFFINE_TOLERANCE:g} mm"
+        problems.append(f"{path}: found affine {found}; expected {expected}, {reference} ({margin})")
+    return problems, is_empty
+
+
+def _check_file(
+    path: str, channels: int, n_seg_classes: int | None, problems: list[str]
+) -> tuple[tuple[tuple[int, ...], NDArray[np.float64]] | None, bool]:
+    """Check an image, or a label of ``n_seg_classes``.
+
+    Returns:
+        Its spatial shape and affine (mm), None where the file or its dimensions are wrong, and whether it is all 0.
+    """
+    read = _read(path, problems)
+    if read is None:
+        return None, False
+    voxels, affine = read
+    fits = voxels.ndim >= 3 and voxels.shape[3:] in ([(), (1,)] if channels == 1 else [(channels,)])
+    if not fits:
+        shape = "(x, y, z) or (x, y, z, 1)" if channels == 1 else f"(x, y, z, {channels})"
+        of = "a label" if n_seg_classes else f"an image of in_channels={channels}"
+        problems.append(f"{path}: found shape {voxels.shape}; expected {shape} for {of}")
+    finite = np.isfinite(voxels)
+    if bad := voxels.size - int(np.count_nonzero(finite)):
+        nans = int(np.count_nonzero(np.isnan(voxels)))
+        problems.append(f"{path}: found {nans} NaN and {bad - nans} infinite voxels; expected finite values only")
+    elif not n_seg_classes and voxels.min() == voxels.max():
+        problems.append(f"{path}: found {voxels.max():.6g} in every voxel; expected intensities that vary")
+    if n_seg_classes:
+        values = voxels[finite] if bad else voxels
+        wrong = values[(values < 0) | (values >= n_seg_classes) | (values % 1 != 0)]
+        if wrong.size:
+            kinds = np.unique(wrong)
+            named = ", ".join(f"{value:.6g}" for value in kinds[:MAX_VALUES]) + ", ..." * (len(kinds) > MAX_VALUES)
+            expected = f"whole numbers from 0 to {n_seg_classes - 1} (n_seg_classes={n_seg_classes})"
+            problems.append(f"{path}: found label values {named} ({wrong.size} voxels); expected {expected}")
+    return ((voxels.shape[:3], affine) if fits else None), not voxels.any()
+
+
+def _read(path: str, problems: list[str]) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
+    """Voxels of one file, of single precision at most as MONAI loads them, and its affine."""
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "no such file"
+        problems.append(f"{path}: found {found}; expected a NIfTI file")
+        return None
+    try:
+        volume = nib.load(path)
+        if not isinstance(volume, SpatialImage) or volume.affine is None:
+            problems.append(f"{path}: found a {type(volume).__name__}; expected a NIfTI volume")
+        elif volume.get_data_dtype().kind not in "iuf":
+            problems.append(f"{path}: found voxels of type {volume.get_data_dtype()}; expected real numbers")
+        elif 0 in volume.shape:
+            problems.append(f"{path}: found shape {volume.shape}; expected no axis of size 0")
+        else:
+            voxels = np.asanyarray(volume.dataobj)
+            with np.errstate(over="ignore", invalid="ignore"):
+                single = voxels.astype(np.float32, copy=False) if voxels.dtype.kind == "f" else voxels
+            return single, np.asarray(volume.affine, np.float64)
+    except Exception as error:  # whatever a damaged file makes nibabel, gzip, zlib or numpy raise
+        problems.append(f"{path}: found an unreadable file ({reason(error)}); expected a whole NIfTI file")
+    return None
+
+
+def identity(case: Mapping[str, str]) -> str:
+    """The file of a case's image, whatever links lead to it."""
+    return os.path.normcase(os.path.realpath(case["image"]))
+
+
+def reason(error: BaseException) -> str:
+    """An error's type and first line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
