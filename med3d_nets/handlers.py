@@ -203,6 +203,10 @@ class ResumableSaver(CheckpointSaver):
             self.interval_completed(engine)
 
 
+class _TrainingStopped(Med3dError):
+    """An error that names the last good checkpoint already."""
+
+
 class FailureReport:
     """Ends a training that failed with what to do, and with the last good checkpoint named.
 
@@ -236,11 +240,11 @@ class FailureReport:
         shown = explain(error, self.sizes)
         if shown is None:
             raise error
-        if "checkpoint" in str(shown):  # passed on from the evaluator, or raised twice by Ignite
+        if isinstance(shown, _TrainingStopped):  # Ignite calls twice for an error within an epoch
             raise shown
         written = sorted(self.ckpt_dir.glob("checkpoint_epoch=*.pt"), key=os.path.getmtime)
         last = f"the last good checkpoint is {written[-1]}" if written else "no checkpoint was written yet"
-        raise Med3dError(f"{shown}; {last}") from error
+        raise _TrainingStopped(f"{shown}; {last}") from error
 
 
 class CaseReport:

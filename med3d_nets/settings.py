@@ -43,6 +43,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         names = ("input_D", "input_H", "input_W")
+        if not isinstance(self.input_size, Sequence) or len(self.input_size) != len(names):
+            raise Med3dError(f"input_size is {self.input_size!r}, expected {', '.join(names)}")
         for name, value in zip(names, self.input_size, strict=True):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise Med3dError(f"{name} is {value!r}, expected a whole number of voxels, 1 or more")
@@ -62,7 +64,7 @@ def read_settings(path: str | os.PathLike[str]) -> Settings:
     """Read ``model.json``.
 
     Raises:
-        Med3dError: if the file is missing, unreadable, of another format, or lacks a setting.
+        Med3dError: if the file is missing, unreadable, of another format, or lacks a setting or has a wrong one.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,7 +83,10 @@ def read_settings(path: str | os.PathLike[str]) -> Settings:
     missing = [name for name in names if name not in content]
     if missing:
         raise Med3dError(f"{path}: lacks {', '.join(missing)}")
-    return Settings(**{name: content[name] for name in names})
+    try:
+        return Settings(**{name: content[name] for name in names})
+    except Med3dError as error:
+        raise Med3dError(f"{path}: {error}") from error
 
 
 def check_settings(settings: Settings, source: str, **given: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -54,7 +55,7 @@ class RandCropAroundForegroundd(Randomizable, MapTransform):
         for size, first, last in zip(label.shape[1:], low, high, strict=True):
             margin = (last - first) / 2
             start.append(int(max(0.0, first - margin) * self.R.random()))
-            end.append(int(size - max(0.0, size - last - margin) * self.R.random()))
+            end.append(math.ceil(size - max(0.0, size - last - margin) * self.R.random()))
         return start, end
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

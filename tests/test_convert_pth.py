@@ -360,7 +360,7 @@ def test_existing_file(refused, run, root, existing):
         ("bundles", "--dst names the file of tensors, such as pretrained.pt, got bundles"),
         ("a.json", "--dst names the file of tensors, such as pretrained.pt, got a.json"),
         ("resnet_10.pth", "resnet_10.pth: source and destination are the same file"),
-        ("resnet_10.pth/a.pt", "Not a directory"),
+        ("resnet_10.pth/a.pt", "File exists: 'resnet_10.pth'"),
     ],
 )
 def test_bad_destination(refused, root, dst, message):
@@ -371,7 +371,7 @@ def test_bad_destination(refused, root, dst, message):
 # The command
 
 
-@pytest.mark.parametrize("wrong", [("--ovewrite",), ("a.pt",), ("--destination", "a.pt")])
+@pytest.mark.parametrize("wrong", [("--ovewrite",), ("--destination", "a.pt"), ("--dst", "a.pt", "b.pt")])
 def test_misspelt_option_is_no_conversion(run, root, wrong):
     write_published(root / "resnet_10.pth", constant_state(10, "B"))
     before = _snapshot(root)
@@ -379,6 +379,20 @@ def test_misspelt_option_is_no_conversion(run, root, wrong):
     assert status == 2
     assert "Could not consume arg" in err
     assert _snapshot(root) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--overwrite", "no"), "--overwrite takes no value, but got 'no'"),
+        ((ALLOW, "a.pt"), "--allow_digest_mismatch takes no value, but got 'a.pt'"),
+        (("--dst",), "--dst takes a value, but stands alone"),
+        (("--variant", ALLOW), "--variant takes a value, but stands alone"),
+    ],
+)
+def test_option_with_and_without_value(refused, root, arguments, message):
+    write_published(root / "resnet_10.pth", constant_state(10, "B"))
+    assert refused("--src", "resnet_10.pth", *arguments) == f"error: {message}\n"
 
 
 def test_error_of_the_program_keeps_its_traceback(tool, run, root, monkeypatch):

@@ -228,7 +228,7 @@ def test_inflate_stem():
         ({"bn1.weight": torch.ones(63)}, r"1 of another shape: encoder\.bn1\.weight \(63,\) instead of \(64,\)"),
         (
             {"bn1.weight": None, "bn1.bias": torch.ones(2, 32), "fc.bias": torch.ones(1)},
-            r"1 missing: encoder\.bn1\.weight; 1 not part of the network: fc\.bias; 1 of another shape: encoder\.bn1\.b",
+            r"1 missing: encoder\.bn1\.weight; 1 not part of the network: fc\.bias; 1 of another shape: encoder",
         ),
     ],
 )

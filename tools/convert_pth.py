@@ -82,6 +82,8 @@ def convert(
             go. Nothing is written then.
         OSError: if it cannot be written; an existing file is left as it was.
     """
+    _check_options({"src": src, "variant": variant, "dst": dst}, has_value=True)
+    _check_options({"allow_digest_mismatch": allow_digest_mismatch, "overwrite": overwrite}, has_value=False)
     source = _read(Path(str(src)))
     row = _choose(source, variant)
     digest = _check_digest(source, row, allow_digest_mismatch)
@@ -89,6 +91,14 @@ def convert(
     target = _destination(source, row, dst, overwrite)
     record = _write(source, row, digest, target)
     print(_report(source, row, digest, record, target))
+
+
+def _check_options(options: Mapping[str, Any], has_value: bool) -> None:
+    """Refuse what Fire makes of ``--dst`` alone (True) and of ``--overwrite no`` (a text, which would count as yes)."""
+    for name, value in options.items():
+        if has_value == isinstance(value, bool):
+            found = "stands alone" if has_value else f"got {value!r}"
+            raise Med3dError(f"--{name} takes {'a value' if has_value else 'no value'}, but {found}")
 
 
 def _read(path: Path) -> Source:
