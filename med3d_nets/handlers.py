@@ -22,7 +22,7 @@ from torch import nn
 
 from med3d_nets.errors import Med3dError, explain
 from med3d_nets.settings import Settings
-from med3d_nets.weights import write_atomically
+from med3d_nets.weights import read_checkpoint, write_atomically
 
 __all__ = ["BestModelSaver", "CaseReport", "DiceReport", "EpochReport", "EpochSeed", "FailureReport", "ResumableSaver"]
 
@@ -190,12 +190,18 @@ class ResumableSaver(CheckpointSaver):
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, after its learning rate schedule and its validation."""
         self.save_dict["trainer"] = engine
+        super().attach(engine)
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.COMPLETED, self.save_last)
+
+    def start(self, engine: Engine) -> None:
+        """Take the gradient scaler, which MONAI makes as a run starts, and resume."""
         if engine.scaler is not None:
             self.save_dict["scaler"] = engine.scaler
-        super().attach(engine)
-        engine.add_event_handler(Events.COMPLETED, self.save_last)
         if self.resume_path:
-            CheckpointLoader(self.resume_path, self.save_dict, map_location=engine.state.device).attach(engine)
+            saved = read_checkpoint(self.resume_path)  # without a scaler if it was trained on a CPU
+            load_dict = {name: value for name, value in self.save_dict.items() if name in saved or name != "scaler"}
+            CheckpointLoader(self.resume_path, load_dict, map_location=engine.state.device)(engine)
 
     def save_last(self, engine: Engine) -> None:
         """Save the last epoch if the interval did not."""
@@ -203,7 +209,7 @@ class ResumableSaver(CheckpointSaver):
             self.interval_completed(engine)
 
 
-class _TrainingStopped(Med3dError):
+class _TrainingStoppedError(Med3dError):
     """An error that names the last good checkpoint already."""
 
 
@@ -240,11 +246,11 @@ class FailureReport:
         shown = explain(error, self.sizes)
         if shown is None:
             raise error
-        if isinstance(shown, _TrainingStopped):  # Ignite calls twice for an error within an epoch
+        if isinstance(shown, _TrainingStoppedError):  # Ignite calls twice for an error within an epoch
             raise shown
         written = sorted(self.ckpt_dir.glob("checkpoint_epoch=*.pt"), key=os.path.getmtime)
         last = f"the last good checkpoint is {written[-1]}" if written else "no checkpoint was written yet"
-        raise _TrainingStopped(f"{shown}; {last}") from error
+        raise _TrainingStoppedError(f"{shown}; {last}") from error
 
 
 class CaseReport:

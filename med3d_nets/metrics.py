@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,9 @@ class _InMillimetres(HausdorffDistanceMetric):
         if not isinstance(y, MetaTensor):
             raise ValueError("the label map has no affine to read a spacing from")
         spacing = [float(step) for step in y.pixdim]
-        distances: Tensor = super()._compute_tensor(y_pred, y, spacing=spacing, **kwargs)
-        return torch.as_tensor(distances)
+        distances = torch.as_tensor(super()._compute_tensor(y_pred, y, spacing=spacing, **kwargs))
+        found, true = (torch.as_tensor(volume)[:, 1:].flatten(2).any(-1) for volume in (y_pred, y))
+        return distances.masked_fill(found != true, math.inf)  # MONAI's quantile of infinities is NaN
 
 
 class HausdorffDistance95(IgniteMetricHandler):

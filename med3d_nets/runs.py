@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, PersistentDataset
 from monai.data.utils import create_file_basename, pickle_hashing
 from monai.optimizers import generate_param_groups
+from monai.utils import TraceKeys
 from torch import nn
 
 from med3d_nets.errors import Med3dError
@@ -86,8 +88,22 @@ def cached_dataset(data: list[dict[str, Any]], transform: Any, cache_dir: str = 
             when a file's content changes); empty to keep them in memory (``CacheDataset``).
     """
     if cache_dir:
-        return PersistentDataset(data, transform, cache_dir, hash_transform=pickle_hashing, track_meta=True)
+        return _DiskCache(data, transform, cache_dir, hash_transform=pickle_hashing, track_meta=True)
     return CacheDataset(data, transform, num_workers=os.cpu_count(), progress=False)
+
+
+class _DiskCache(PersistentDataset):
+    """MONAI's, able to read what it wrote.
+
+    PyTorch's safe loading refuses the arrays of a NIfTI file's header and the names in the record of the transforms;
+    MONAI then deletes the file and computes the volume anew, every time. Nothing allowed here runs code.
+    """
+
+    def _cachecheck(self, item_transformed: Any) -> Any:
+        reconstruct = np.empty(0).__reduce__()[0]
+        dtypes = {type(np.dtype(code)) for code in "?SU" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}
+        with torch.serialization.safe_globals([TraceKeys, np.ndarray, np.dtype, reconstruct, *dtypes]):
+            return super()._cachecheck(item_transformed)
 
 
 def check_model_folder(ckpt_dir: str, settings: Settings, resume_path: str, n_epochs: int, overwrite: bool) -> None:

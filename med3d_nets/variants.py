@@ -2,7 +2,7 @@
 
 Everything that names a variant (bundles, documentation, converters, tests) is derived from :data:`VARIANTS`.
 Digests, tensor counts and sizes are those of the files published by Tencent under the MIT licence. This module needs
-nothing but the standard library, so tools can read the table without importing torch.
+nothing but the standard library.
 """
 
 from __future__ import annotations

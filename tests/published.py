@@ -21,6 +21,9 @@ from med3d_nets.weights import load_strict, map_names
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 20190401
 
+# Threads of OpenMP spin while they wait for each other: where the cores are shared, two take ten times as long as one.
+torch.set_num_threads(1)
+
 
 def empty_net(depth: int, shortcut: str, n_seg_classes: int = 2, in_channels: int = 1) -> SegmentationNet:
     """A network whose weights are whatever the memory held; it must be loaded before use, and is built fast."""

@@ -201,6 +201,18 @@ def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(
     assert not [path for path in (tmp_path / "m").iterdir() if path.name.startswith((".", "tmp"))]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_training_on_a_gpu_in_mixed_precision_resumes(dataset: Path, bundle_run: Run, tmp_path: Path) -> None:
+    options = {**SMALL, "data_root": dataset, "pretrain_path": "", "ckpt_dir": tmp_path / "m", "output_dir": tmp_path}
+    done = bundle_run("training", "configs/train.json", **options, n_epochs=1)
+    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / "m" / "checkpoint_epoch=1.pt"
+    assert "scaler" in torch.load(checkpoint, weights_only=True)
+    done = bundle_run("training", "configs/train.json", **options, n_epochs=2, resume_path=checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2/2" in done.stdout
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_bundles_differ_only_where_their_variants_do(variant) -> None:
     for name in ("train.json", "inference.json", "evaluate.json"):

@@ -35,7 +35,7 @@ def test_options_are_those_of_all_configs(monkeypatch: pytest.MonkeyPatch, overl
     files = [str(BUNDLE / "configs" / "train.json"), *([str(BUNDLE / "configs" / "evaluate.json")] * overlay)]
     config = str(files) if overlay else files[0]
     command(monkeypatch, "--config_file", config, "--n_epochs", "3", "--loss::lambda_dice", "0", "--tracking", "mlflow")
-    with pytest.raises(Med3dError, match="--learning_rates .did you mean --learning_rate"):
+    with pytest.raises(Med3dError, match=r"--learning_rates .did you mean --learning_rate"):
         command(monkeypatch, f"--config_file={config}", "--learning_rates", "3")
 
 
