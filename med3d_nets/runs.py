@@ -100,7 +100,7 @@ class _DiskCache(PersistentDataset):
     """
 
     def _cachecheck(self, item_transformed: Any) -> Any:
-        reconstruct = np.empty(0).__reduce__()[0]
+        reconstruct: Any = np.empty(0).__reduce__()[0]
         dtypes = {type(np.dtype(code)) for code in "?SU" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}
         with torch.serialization.safe_globals([TraceKeys, np.ndarray, np.dtype, reconstruct, *dtypes]):
             return super()._cachecheck(item_transformed)
