@@ -81,7 +81,7 @@ class EpochReport:
 
     def collect(self, engine: Engine) -> None:
         """Take the loss of an iteration."""
-        self.losses.append(float(engine.state.output["loss"]))
+        self.losses.append(engine.state.output["loss"].item())
 
     def __call__(self, engine: Engine) -> None:
         """Log the epoch and leave ``volumes_per_second`` and ``mean_loss`` among the engine's metrics."""
@@ -149,7 +149,8 @@ class BestModelSaver:
         if self.best is not None and not metric > self.best:
             return
         self.best = metric if math.isfinite(metric) else None
-        scores = {name: value for name, value in engine.state.metrics.items() if isinstance(value, float)}
+        metrics = {name: value for name, value in engine.state.metrics.items() if isinstance(value, float)}
+        scores = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         write_atomically(self.path, {name: value.cpu() for name, value in self.network.state_dict().items()})
         record = {"epoch": engine.state.epoch, "validation": scores}
         write_atomically(self.path.with_suffix(".json"), self.settings.to_json(**record))
@@ -234,7 +235,7 @@ class FailureReport:
 
     def check_loss(self, engine: Engine) -> None:
         """Stop at a loss that is NaN or infinite."""
-        loss = float(engine.state.output["loss"])
+        loss = engine.state.output["loss"].item()
         if not math.isfinite(loss):
             raise Med3dError(
                 f"the loss is {loss} at epoch {engine.state.epoch}, iteration {engine.state.iteration}: "
@@ -279,8 +280,13 @@ class CaseReport:
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run of the evaluator."""
+        self.cases = []
 
     def collect(self, engine: Engine) -> None:
         """Remember the files of an iteration."""

@@ -117,5 +117,5 @@ class RestoreGridd(MapTransform):
             volume = restored[key]
             if tuple(volume.shape[1:]) != expected:
                 raise RuntimeError(f"'{key}' has the shape {tuple(volume.shape[1:])}, its image {expected}")
-            restored[key] = MetaTensor(volume, affine=meta["original_affine"], meta=dict(meta))
+            restored[key] = MetaTensor(volume.as_tensor(), meta={**meta, "affine": meta["original_affine"]})
         return restored

@@ -9,6 +9,7 @@ quarter of the resolution as MedicalNet has it: what the original's iteration co
 from __future__ import annotations
 
 import argparse
+import functools
 import platform
 import re
 import subprocess
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import nibabel
@@ -63,22 +65,10 @@ def train(variant: str, options: dict[str, object]) -> list[float]:
     return [float(rate) for rate in re.findall(r"([\d.]+) volumes/s", done.stdout)][1:]
 
 
-def median_ms(step: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median time of a step in milliseconds, after two that are not counted."""
-    times = []
-    for _ in range(repeats + 2):
-        started = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(1000 * (time.perf_counter() - started))
-    return float(np.median(times[2:]))
-
-
-def iteration(
-    variant: str, size: tuple[int, int, int], batch: int, device: torch.device, as_upstream: bool
-) -> dict[str, Callable[[], object]]:
-    """Steps of an iteration, each with all that it needs before it: forward, loss, backward, optimiser."""
+def iteration_ms(
+    variant: str, size: tuple[int, int, int], batch: int, device: torch.device, as_upstream: bool, repeats: int
+) -> dict[str, float]:
+    """Median milliseconds of each step of an iteration, after two iterations that are not counted."""
     net = create_model(variant, 3).to(device).train()
     if as_upstream:
         for parameter in net.parameters():
@@ -87,26 +77,28 @@ def iteration(
     image = torch.randn(batch, 1, *size, device=device)
     label = torch.randint(0, 3, (batch, 1, *size), device=device)
     dice_ce, cross_entropy = DiceCELoss(to_onehot_y=True, softmax=True), torch.nn.CrossEntropyLoss()
+    times: dict[str, list[float]] = {"forward": [], "loss": [], "backward": [], "optimiser": []}
 
-    def forward() -> Tensor:
-        return net.head(net.encoder(image)) if as_upstream else net(image)
+    def timed(name: str, step: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times[name].append(1000 * (time.perf_counter() - started))
+        return result
 
-    def loss() -> Tensor:
-        if as_upstream:
-            logits = forward()
-            target = torch.nn.functional.interpolate(label.float(), logits.shape[2:])[:, 0].long()
-            return cross_entropy(logits, target)
-        return dice_ce(forward(), label)
+    def loss_of(logits: Tensor) -> Tensor:
+        if not as_upstream:
+            return dice_ce(logits, label)
+        return cross_entropy(logits, torch.nn.functional.interpolate(label.float(), logits.shape[2:])[:, 0].long())
 
-    def backward() -> None:
+    for _ in range(repeats + 2):
         optimiser.zero_grad()
-        loss().backward()
-
-    def whole() -> None:
-        backward()
-        optimiser.step()
-
-    return {"forward": forward, "loss": loss, "backward": backward, "optimiser": whole}
+        logits = timed("forward", lambda: net.head(net.encoder(image)) if as_upstream else net(image))
+        loss = timed("loss", functools.partial(loss_of, logits))
+        timed("backward", loss.backward)
+        timed("optimiser", optimiser.step)
+    return {name: float(np.median(values[2:])) for name, values in times.items()}
 
 
 def main() -> None:
@@ -134,11 +126,11 @@ def main() -> None:
     for as_upstream in (False, True):
         # A fraction of 0 sends every convolution to the library.
         with mock.patch.object(dilation, "MAX_FRACTION", 0.0 if as_upstream else dilation.MAX_FRACTION):
-            steps = iteration(given.variant, size, batch, device, as_upstream)
-            ends = [median_ms(step, device, given.repeats) for step in steps.values()]
-        each = " | ".join(f"{end - start:.0f} ms" for start, end in zip([0.0, *ends], ends, strict=False))
+            steps = iteration_ms(given.variant, size, batch, device, as_upstream, given.repeats)
+        whole = sum(steps.values())
+        each = " | ".join(f"{value:.0f} ms" for value in steps.values())
         row = "as upstream" if as_upstream else "here"
-        print(f"| {row} | {each} | {ends[-1]:.0f} | {1000 * batch / ends[-1]:.1f} |")
+        print(f"| {row} | {each} | {whole:.0f} | {1000 * batch / whole:.1f} |", flush=True)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
