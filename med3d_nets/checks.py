@@ -15,6 +15,8 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
+from med3d_nets.distributed import gather, shard
+
 __all__ = ["check_cases", "identity", "reason"]
 
 AFFINE_TOLERANCE = 1e-3
@@ -29,6 +31,8 @@ def check_cases(
 ) -> list[str]:
     """Read every file of one list and say what is wrong with it, a problem a line; nothing is raised.
 
+    Several processes share the work, and each returns all problems.
+
     Args:
         cases: items with "image" and, where there is one, "label": paths of NIfTI files.
         n_seg_classes, in_channels, num_workers: as for :func:`med3d_nets.datalist.load_datalist`.
@@ -39,7 +43,7 @@ def check_cases(
     start = time.perf_counter()
     # Threads suffice: reading and decompressing release the interpreter's lock.
     with ThreadPoolExecutor(num_workers if num_workers > 0 else min(4, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(lambda case: _check_case(case, n_seg_classes, in_channels), cases))
+        results = gather(list(pool.map(lambda case: _check_case(case, n_seg_classes, in_channels), shard(cases))))
     _log.info("checked the files of %d cases in %.1f s", len(cases), time.perf_counter() - start)
     if empty := sum(is_empty for _, is_empty in results):
         _log.warning("%d of %d labels have no foreground: all their voxels are 0", empty, len(cases))

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 
-__all__ = ["Med3dError", "explain", "explain_errors"]
+__all__ = ["Med3dError", "explain", "explain_errors", "is_bundle_command"]
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+OTHERS_WAIT = 2.0
+"""Seconds that the other processes wait before they show an error: where all meet the same one, rank 0 shows it, and
+torchrun has ended them by then."""
 
 
 class Med3dError(ValueError):
@@ -43,21 +51,32 @@ def explain_errors(**sizes: Any) -> None:
     """Show errors that a user can act on as one message instead of a traceback; the exit status stays 1.
 
     MONAI wraps whatever a config raises, so the message would otherwise stand in the middle of a long traceback. Other
-    errors keep theirs.
+    errors keep theirs. A program that uses a bundle from Python is left alone.
 
     Args:
         sizes: passed to :func:`explain`.
     """
 
+    if not is_bundle_command():
+        return
+    rank = int(os.environ.get("RANK", 0))
+
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         shown = explain(error, sizes)
+        if rank > 0:
+            time.sleep(OTHERS_WAIT)
         if shown is None:
             sys.__excepthook__(kind, error, traceback)
         else:
             sys.stdout.flush()
-            print(f"error: {shown}", file=sys.stderr)
+            print(f"error{f' on rank {rank}' if rank else ''}: {shown}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def is_bundle_command() -> bool:
+    """Whether this process is ``python -m monai.bundle``."""
+    return bool(re.search(r"monai[/\\]bundle[/\\]__main__\.py$", sys.argv[0]))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,30 +1,27 @@
-"""Ignite handlers for what MONAI's do not do: what each class says why."""
+"""Ignite handlers for what MONAI's do not do: each class says why."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from ignite.utils import manual_seed
-from monai.data.utils import set_rnd
 from monai.handlers import CheckpointLoader, CheckpointSaver
+from monai.networks.utils import get_state_dict
+from torch import distributed as dist
 from torch import nn
 
 from med3d_nets.errors import Med3dError, explain
 from med3d_nets.settings import Settings
-from med3d_nets.weights import read_checkpoint, write_atomically
+from med3d_nets.weights import load_trained, read_checkpoint, write_atomically
 
-__all__ = ["BestModelSaver", "CaseReport", "DiceReport", "EpochReport", "EpochSeed", "FailureReport", "ResumableSaver"]
+__all__ = ["BestModelSaver", "EpochSeed", "FailureReport", "ResumableSaver", "TrainedCheckpointLoader"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,88 +34,25 @@ class EpochSeed:
 
     Args:
         seed: seed of the run.
-        dataset: data set whose random transforms are seeded.
+        dataset: data set whose random transforms are seeded, of :func:`~med3d_nets.runs.cached_dataset`.
+        sampler: sampler whose order is drawn, of :func:`~med3d_nets.distributed.shuffled`.
     """
 
-    def __init__(self, seed: int, dataset: Any) -> None:
+    def __init__(self, seed: int, dataset: Any, sampler: Any) -> None:
         self.seed = seed
         self.dataset = dataset
+        self.sampler = sampler
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Seed torch, numpy, random and the transforms."""
+        """Seed torch, numpy, random, the data set and the sampler."""
         seed = (self.seed * 100_003 + engine.state.epoch) % 2**31
         manual_seed(seed)
-        set_rnd(self.dataset, seed)
-
-
-class EpochReport:
-    """Logs time, volumes per second, mean loss and learning rates of each epoch.
-
-    Args:
-        optimizer: its groups' rates are logged under their ``name``.
-        n_volumes: volumes per epoch.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, n_volumes: int) -> None:
-        self.optimizer = optimizer
-        self.n_volumes = n_volumes
-        self.losses: list[float] = []
-        self.started = 0.0
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to a trainer, before its validation and its learning rate schedule."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def start(self, engine: Engine) -> None:
-        """Start the clock."""
-        self.started, self.losses = time.perf_counter(), []
-
-    def collect(self, engine: Engine) -> None:
-        """Take the loss of an iteration."""
-        self.losses.append(engine.state.output["loss"].item())
-
-    def __call__(self, engine: Engine) -> None:
-        """Log the epoch and leave ``volumes_per_second`` and ``mean_loss`` among the engine's metrics."""
-        seconds = time.perf_counter() - self.started
-        rates = ", ".join(f"{group.get('name', 'all')} {group['lr']:.3g}" for group in self.optimizer.param_groups)
-        engine.state.metrics["volumes_per_second"] = self.n_volumes / seconds
-        engine.state.metrics["mean_loss"] = float(np.mean(self.losses))
-        logger.info(
-            "epoch %d/%d: %.1f s, %.1f volumes/s, mean loss %.4f, learning rates: %s",
-            *(engine.state.epoch, engine.state.max_epochs, seconds, self.n_volumes / seconds),
-            *(engine.state.metrics["mean_loss"], rates),
-        )
-
-
-class DiceReport:
-    """Logs the validation's mean Dice per class and leaves each among the engine's metrics, for TensorBoard.
-
-    Args:
-        class_names: names of the classes, background first.
-        metric: name of the Dice metric, whose details per case and foreground class are read.
-    """
-
-    def __init__(self, class_names: Sequence[str], metric: str = "val_mean_dice") -> None:
-        self.class_names = list(class_names)[1:]
-        self.metric = metric
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator, after its metrics and before the handlers that read the result."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Log the mean over the cases that have the class."""
-        means = _column_means(engine.state.metric_details[self.metric])
-        for name, mean in zip(self.class_names, means, strict=True):
-            engine.state.metrics[f"val_dice_{name.replace(' ', '_')}"] = mean
-        each = ", ".join(f"{name} {mean:.4f}" for name, mean in zip(self.class_names, means, strict=True))
-        logger.info("validation Dice: %s; mean %.4f", each, engine.state.metrics[self.metric])
+        self.dataset.epoch_seed = seed
+        self.sampler.set_epoch(engine.state.epoch)
 
 
 class BestModelSaver:
@@ -131,17 +65,34 @@ class BestModelSaver:
         network: network to save, as a flat dictionary of tensors.
         ckpt_dir: folder to write to.
         settings: settings of this training.
+        overwrite: whether a file of an earlier training may be replaced.
     """
 
-    def __init__(self, network: nn.Module, ckpt_dir: str, settings: Settings) -> None:
+    def __init__(self, network: nn.Module, ckpt_dir: str, settings: Settings, overwrite: bool = False) -> None:
         self.network = network
         self.path = Path(ckpt_dir) / "model.pt"
         self.settings = settings
+        self.overwrite = overwrite
         self.best: float | None = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator, after :class:`DiceReport`."""
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Have all processes evaluate the statistics of rank 0, which are saved.
+
+        Raises:
+            Med3dError: if an earlier training's weights are in the way. Training checks that before it starts; this is
+                for those who run the trainer themselves, as federated learning does.
+        """
+        if self.path.exists() and not self.overwrite:
+            raise Med3dError(f"{self.path}: an earlier training wrote it; give another ckpt_dir or set overwrite")
+        self.overwrite = True
+        if idist.get_world_size() > 1:
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, src=0)
 
     def __call__(self, engine: Engine) -> None:
         """Compare and save."""
@@ -149,9 +100,11 @@ class BestModelSaver:
         if self.best is not None and not metric > self.best:
             return
         self.best = metric if math.isfinite(metric) else None
+        if idist.get_rank() > 0:
+            return
         metrics = {name: value for name, value in engine.state.metrics.items() if isinstance(value, float)}
         scores = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
-        write_atomically(self.path, {name: value.cpu() for name, value in self.network.state_dict().items()})
+        write_atomically(self.path, {name: value.cpu() for name, value in get_state_dict(self.network).items()})
         record = {"epoch": engine.state.epoch, "validation": scores}
         write_atomically(self.path.with_suffix(".json"), self.settings.to_json(**record))
         logger.info("best so far: %s = %.4f, saved %s", engine.state.key_metric_name, metric, self.path)
@@ -164,7 +117,35 @@ class BestModelSaver:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`; the pretrained weights' record is that of the training's start."""
         self.best = state["best"]
+        self.overwrite = True
         self.settings = Settings(**state["settings"])
+
+
+class TrainedCheckpointLoader:
+    """Loads ``model.pt``, whole, as an evaluator starts.
+
+    MONAI's ``CheckpointLoader`` takes what fits. Federated learning disables handlers by that word in their name.
+
+    Args:
+        network: network to load into.
+        path: the weights.
+    """
+
+    def __init__(self, network: nn.Module, path: str) -> None:
+        self.network = network
+        self.path = path
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load.
+
+        Raises:
+            Med3dError: see :func:`~med3d_nets.weights.load_trained`.
+        """
+        load_trained(self.network, self.path)
 
 
 class ResumableSaver(CheckpointSaver):
@@ -252,84 +233,3 @@ class FailureReport:
         written = sorted(self.ckpt_dir.glob("checkpoint_epoch=*.pt"), key=os.path.getmtime)
         last = f"the last good checkpoint is {written[-1]}" if written else "no checkpoint was written yet"
         raise _TrainingStoppedError(f"{shown}; {last}") from error
-
-
-class CaseReport:
-    """Prints Dice and the 95 % Hausdorff distance per case and class, and writes them to ``metrics.csv``.
-
-    MONAI's ``MetricsSaver`` writes a file per metric and numbers the foreground classes from 0.
-
-    Args:
-        output_dir: folder to write ``metrics.csv`` (cases) and ``metrics_summary.csv`` (classes) to.
-        class_names: names of the classes, background first.
-        overwrite: whether to replace files of an earlier evaluation.
-        metrics: names of the metrics with details per case and foreground class, and their column's name.
-
-    Raises:
-        Med3dError: if a file is there already.
-    """
-
-    def __init__(self, output_dir: str, class_names: Sequence[str], overwrite: bool, metrics: dict[str, str]) -> None:
-        self.paths = Path(output_dir) / "metrics.csv", Path(output_dir) / "metrics_summary.csv"
-        self.class_names = list(class_names)[1:]
-        self.metrics = metrics
-        self.cases: list[str] = []
-        for path in self.paths:
-            if path.exists() and not overwrite:
-                raise Med3dError(f"{path}: exists already; give another --output_dir or pass --overwrite True")
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def start(self, engine: Engine) -> None:
-        """Forget the cases of an earlier run of the evaluator."""
-        self.cases = []
-
-    def collect(self, engine: Engine) -> None:
-        """Remember the files of an iteration."""
-        self.cases += [str(case["image"].meta["filename_or_obj"]) for case in engine.state.batch]
-
-    def __call__(self, engine: Engine) -> None:
-        """Print and write the tables."""
-        details = {label: engine.state.metric_details[name].cpu().numpy() for name, label in self.metrics.items()}
-        columns = [f"{label} {name}" for label in details for name in self.class_names]
-        values = np.concatenate(list(details.values()), axis=1)
-        rows = [[case, *row] for case, row in zip(self.cases, values, strict=True)]
-        _write_csv(self.paths[0], ["case", *columns], rows)
-        summary = [[column, *_summary(values[:, index])] for index, column in enumerate(columns)]
-        _write_csv(self.paths[1], ["metric", "mean", "median", "min", "max", "cases"], summary)
-        shown = [[os.path.basename(row[0]), *row[1:]] for row in rows]
-        means = ["mean", *(row[1] for row in summary)]
-        logger.info("\n%s\nwritten: %s, %s", _table(["case", *columns], [*shown, means]), *self.paths)
-
-
-def _column_means(details: torch.Tensor) -> list[float]:
-    values = details.cpu().numpy()
-    return [float(np.mean(kept)) if (kept := column[~np.isnan(column)]).size else math.nan for column in values.T]
-
-
-def _summary(values: np.ndarray) -> list[float | int]:
-    kept = values[~np.isnan(values)]
-    if not kept.size:
-        return [math.nan] * 4 + [0]
-    return [float(kept.mean()), float(np.median(kept)), float(kept.min()), float(kept.max()), int(kept.size)]
-
-
-def _format(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, (float, np.floating)) else str(value)
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *([_format(value) for value in row] for row in rows)])
-
-
-def _table(header: list[str], rows: list[list[Any]]) -> str:
-    cells = [header, *([_format(value) for value in row] for row in rows)]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(header))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.heads import MedicalNetHead
 from med3d_nets.resnet import ResNetEncoder
 from med3d_nets.variants import get_variant
 
-__all__ = ["HEADS", "SegmentationNet", "create_model"]
+__all__ = ["HEADS", "SegmentationNet", "create_model", "freeze_batch_norm"]
 
 HEADS = ("medicalnet",)
 """Kinds of head that :class:`SegmentationNet` can be built with."""
@@ -92,3 +95,33 @@ def create_model(
                 "for another depth or shortcut use the bundle of that variant"
             )
     return SegmentationNet(row.depth, row.shortcut, n_seg_classes, in_channels, head)
+
+
+def freeze_batch_norm(network: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Keep the running statistics of batch norms as they are, and normalise with them in training too.
+
+    With one or two volumes a batch, the statistics of the pretrained encoder are better than the batch's own. Scales
+    and offsets still learn.
+
+    Args:
+        network: changed in place.
+        names: parts of module names, such as ``["encoder"]``; empty for none.
+
+    Raises:
+        Med3dError: if a name matches no batch norm.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
+    for part in names:
+        if not any(part in name for name in norms):
+            known = sorted({name.split(".")[0] for name in norms})
+            raise Med3dError(f"freeze_batch_norm: no batch norm is called '{part}'; they lie in {', '.join(known)}")
+    for name, module in norms.items():
+        if any(part in name for part in names):
+            module.eval()
+            module.register_forward_pre_hook(_stay_in_evaluation)
+    return network
+
+
+def _stay_in_evaluation(module: nn.Module, _: object) -> None:
+    module.eval()  # the trainer puts the whole network into training mode at each iteration

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from monai.bundle import ConfigParser
 from monai.bundle.scripts import run
 
-from med3d_nets.errors import Med3dError
+from med3d_nets.distributed import check_processes
+from med3d_nets.errors import Med3dError, is_bundle_command
 
 __all__ = ["check_command_line", "unknown_options"]
 
@@ -45,10 +46,12 @@ def check_command_line() -> None:
     """Check the options of ``python -m monai.bundle run`` against its config files; elsewhere, do nothing.
 
     Raises:
-        Med3dError: naming each option that neither MONAI nor the configs know.
+        Med3dError: naming each option that neither MONAI nor the configs know; or see
+            :func:`~med3d_nets.distributed.check_processes`.
     """
-    if not re.search(r"monai[/\\]bundle[/\\]__main__\.py$", sys.argv[0]):
+    if not is_bundle_command():
         return
+    check_processes()
     arguments = sys.argv[1:]
     files = _option(arguments, "config_file")
     if not files or _option(arguments, "args_file"):

@@ -1,4 +1,4 @@
-"""What a run decides before it starts: device, learning rates, data sets, and that it overwrites nothing."""
+"""What a run decides before it starts: learning rates, data sets, and that it overwrites nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from ignite import distributed as idist
 from monai.data import CacheDataset, Dataset, PersistentDataset
-from monai.data.utils import create_file_basename, pickle_hashing
+from monai.data.utils import create_file_basename, pickle_hashing, set_rnd
 from monai.optimizers import generate_param_groups
 from monai.utils import TraceKeys
 from torch import nn
@@ -20,28 +21,12 @@ from med3d_nets.errors import Med3dError
 from med3d_nets.settings import Settings, check_settings
 from med3d_nets.weights import read_checkpoint
 
-__all__ = ["cached_dataset", "check_model_folder", "check_outputs", "layer_rates", "select_device"]
+__all__ = ["cached_dataset", "check_model_folder", "check_outputs", "layer_rates"]
 
 logger = logging.getLogger(__name__)
 
 NEW_LAYER_FACTOR = 100
 """Upstream trains new layers at this many times the encoder's learning rate."""
-
-
-def select_device(no_cuda: bool = False, gpu_id: int | Sequence[int] = 0) -> torch.device:
-    """The device for MedicalNet's options of these names: a GPU if there is one, otherwise the CPU.
-
-    Raises:
-        Med3dError: if there is no such GPU, or several are named.
-    """
-    if no_cuda or not torch.cuda.is_available():
-        return torch.device("cpu")
-    ids = [gpu_id] if isinstance(gpu_id, int) else list(gpu_id)
-    if len(ids) != 1:
-        raise Med3dError(f"gpu_id is {ids}, expected one GPU")
-    if not 0 <= ids[0] < torch.cuda.device_count():
-        raise Med3dError(f"gpu_id is {ids[0]}, but this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
-    return torch.device("cuda", ids[0])
 
 
 def layer_rates(
@@ -59,6 +44,7 @@ def layer_rates(
         Med3dError: if a name matches no parameter.
     """
     names = [new_layer_names] if isinstance(new_layer_names, str) else list(new_layer_names)
+    network = getattr(network, "module", network)  # within DistributedDataParallel
     parameters = [name for name, _ in network.named_parameters()]
     for name in names:
         if not any(name in parameter for parameter in parameters):
@@ -89,10 +75,28 @@ def cached_dataset(data: list[dict[str, Any]], transform: Any, cache_dir: str = 
     """
     if cache_dir:
         return _DiskCache(data, transform, cache_dir, hash_transform=pickle_hashing, track_meta=True)
-    return CacheDataset(data, transform, num_workers=os.cpu_count(), progress=False)
+    return _MemoryCache(data, transform, num_workers=os.cpu_count(), progress=False)
 
 
-class _DiskCache(PersistentDataset):
+class _SeededItems(Dataset):
+    """A data set whose random transforms depend on the seed of the epoch and on the case alone.
+
+    MONAI draws them in the order in which a process meets its cases, so that the number of loader processes, or of
+    GPUs, would change the training.
+    """
+
+    epoch_seed = 0
+
+    def _transform(self, index: int) -> Any:
+        set_rnd(self.transform, (self.epoch_seed * 7919 + index) % 2**31)
+        return super()._transform(index)
+
+
+class _MemoryCache(_SeededItems, CacheDataset):
+    """MONAI's ``CacheDataset``."""
+
+
+class _DiskCache(_SeededItems, PersistentDataset):
     """MONAI's, able to read what it wrote.
 
     PyTorch's safe loading refuses the arrays of a NIfTI file's header and the names in the record of the transforms;
@@ -163,3 +167,4 @@ def check_outputs(cases: list[dict[str, Any]], output_dir: str, root: str, postf
         path = f"{base}.nii.gz"
         if os.path.exists(path) and not overwrite:
             raise Med3dError(f"{path}: exists already; give another --output_dir or pass --overwrite True")
+    idist.barrier()  # no process may write before each has checked

@@ -51,9 +51,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_run() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``python -m monai.bundle run`` in the bundle's folder, as a user does."""
 
-    def call(run_id: str, config: str, *prefix: str, **options: object) -> subprocess.CompletedProcess[str]:
+    def call(
+        run_id: str, config: str, *prefix: str, processes: int = 1, **options: object
+    ) -> subprocess.CompletedProcess[str]:
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        command = [*prefix, sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", config, *words]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        python = [sys.executable, *(torchrun if processes > 1 else [])]
+        command = [*prefix, *python, "-m", "monai.bundle", "run", run_id, "--config_file", config, *words]
         environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
         return subprocess.run(
             command, cwd=BUNDLE, env=environment, capture_output=True, text=True, timeout=300, check=False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -76,6 +77,17 @@ def test_hook_shows_one_line(raised, shown):
     assert (run.returncode, run.stdout, run.stderr) == (1, "before\n", shown)
 
 
+def test_hook_names_the_rank_of_another_process():
+    run = _run_with_hook("raise Med3dError('mend it')", RANK="3")
+    assert (run.returncode, run.stderr) == (1, "error on rank 3: mend it\n")
+
+
+def test_program_that_uses_a_bundle_keeps_its_hook():
+    run = _run_with_hook("raise Med3dError('mend it')", script="serve.py")
+    assert run.returncode == 1
+    assert run.stderr.startswith("Traceback")
+
+
 def test_hook_leaves_the_traceback_of_other_errors():
     run = _run_with_hook("raise KeyError('unforeseen')")
     assert run.returncode == 1
@@ -83,6 +95,8 @@ def test_hook_leaves_the_traceback_of_other_errors():
     assert "KeyError: 'unforeseen'" in run.stderr
 
 
-def _run_with_hook(statement):
-    code = f"from med3d_nets.errors import *\nexplain_errors(batch_size=2)\nprint('before')\n{statement}"
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+def _run_with_hook(statement, script="site-packages/monai/bundle/__main__.py", **environment):
+    code = f"import sys\nsys.argv = [{script!r}]\nfrom med3d_nets.errors import *\nexplain_errors(batch_size=2)\n"
+    command = [sys.executable, "-c", f"{code}print('before')\n{statement}"]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)

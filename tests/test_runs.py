@@ -1,4 +1,4 @@
-"""What a run decides before it starts: device, learning rates, data sets, and that it overwrites nothing."""
+"""What a run decides before it starts: learning rates, data sets, and that it overwrites nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch import nn
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.networks import SegmentationNet
-from med3d_nets.runs import cached_dataset, check_model_folder, check_outputs, layer_rates, select_device
+from med3d_nets.runs import cached_dataset, check_model_folder, check_outputs, layer_rates
 from med3d_nets.settings import Settings
 from med3d_nets.transforms import FillEmptyWithNoised, RestoreGridd, not_background
 
@@ -38,37 +38,6 @@ def message(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     with pytest.raises(Med3dError) as caught:
         call(*args, **kwargs)
     return str(caught.value)
-
-
-def pretend_gpus(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
-
-
-@pytest.mark.parametrize("gpu_id", [0, 7, [0, 1]])
-def test_without_gpu_the_cpu_is_taken(gpu_id: Any, monkeypatch: pytest.MonkeyPatch):
-    pretend_gpus(monkeypatch, 0)
-    assert select_device(gpu_id=gpu_id) == torch.device("cpu")
-
-
-@pytest.mark.parametrize(("gpu_id", "index"), [(0, 0), (1, 1), ([1], 1), ((0,), 0)])
-def test_gpu_is_taken_if_wanted(gpu_id: Any, index: int, monkeypatch: pytest.MonkeyPatch):
-    pretend_gpus(monkeypatch, 2)
-    assert select_device(gpu_id=gpu_id) == torch.device("cuda", index)
-    assert select_device(no_cuda=True, gpu_id=gpu_id) == torch.device("cpu")
-
-
-@pytest.mark.parametrize("gpu_id", [2, -1, [5]])
-def test_unknown_gpu_is_refused(gpu_id: Any, monkeypatch: pytest.MonkeyPatch):
-    pretend_gpus(monkeypatch, 2)
-    number = gpu_id[0] if isinstance(gpu_id, list) else gpu_id
-    assert message(select_device, gpu_id=gpu_id) == f"gpu_id is {number}, but this machine has GPUs 0 to 1"
-
-
-@pytest.mark.parametrize("gpu_id", [[0, 1], []])
-def test_one_gpu_is_expected(gpu_id: list[int], monkeypatch: pytest.MonkeyPatch):
-    pretend_gpus(monkeypatch, 2)
-    assert message(select_device, gpu_id=gpu_id) == f"gpu_id is {gpu_id}, expected one GPU"
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +130,25 @@ def test_files_are_read_once(cached: str, cases: list[dict[str, str]], tmp_path:
 
 
 @pytest.mark.parametrize("cached", ["", "cache"])
-def test_random_steps_are_not_cached(cached: str, cases: list[dict[str, str]], tmp_path: Path):
+def test_random_steps_depend_on_the_epoch_and_the_case(cached: str, cases: list[dict[str, str]], tmp_path: Path):
     data = cached_dataset(cases, steps(noise=True), cached and str(tmp_path / cached))
-    first, second, third = (data[0]["image"].as_tensor() for _ in range(3))
-    assert not torch.equal(first, second)
-    assert not torch.equal(second, third)
-    assert 0.01 < float((first - second).std()) < 0.5
+    first, again = (data[0]["image"].as_tensor() for _ in range(2))
+    data[1], data[0]
+    data.epoch_seed = 5
+    later = data[0]["image"].as_tensor()
+    assert torch.equal(first, again)
+    assert 0.01 < float((first - later).std()) < 0.5
+    other = cached_dataset(cases[:1] * 2, steps(noise=True))
+    assert not torch.equal(other[0]["image"].as_tensor(), other[1]["image"].as_tensor())
+
+
+def test_random_steps_do_not_depend_on_the_loader_processes(cases: list[dict[str, str]]):
+    data = cached_dataset(cases, steps(noise=True))
+    drawn = [
+        torch.stack([batch["image"].as_tensor()[0] for batch in DataLoader(data, num_workers=workers)])
+        for workers in (0, 2)
+    ]
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("cached", ["", "cache"])
