@@ -103,7 +103,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def parallel(network: nn.Module, device: torch.device, frozen: Sequence[str] = ()) -> DistributedDataParallel:
+def parallel(network: nn.Module, device: torch.device | str, frozen: Sequence[str] = ()) -> DistributedDataParallel:
     """Wrap a network so that the processes average their gradients.
 
     On GPUs its batch norms count the batch of all processes (``SyncBatchNorm``); torch has none for CPUs, where each
@@ -114,6 +114,7 @@ def parallel(network: nn.Module, device: torch.device, frozen: Sequence[str] = (
         device: that of this process.
         frozen: see :func:`~med3d_nets.networks.freeze_batch_norm`.
     """
+    device = torch.device(device)
     network = network.to(device)
     if device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)

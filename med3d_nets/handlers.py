@@ -12,7 +12,7 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from ignite.utils import manual_seed
-from monai.handlers import CheckpointLoader, CheckpointSaver
+from monai.handlers import CheckpointLoader, CheckpointSaver, from_engine
 from monai.networks.utils import get_state_dict
 from torch import distributed as dist
 from torch import nn
@@ -216,7 +216,7 @@ class FailureReport:
 
     def check_loss(self, engine: Engine) -> None:
         """Stop at a loss that is NaN or infinite."""
-        loss = engine.state.output["loss"].item()
+        loss = from_engine(["loss"], first=True)(engine.state.output)
         if not math.isfinite(loss):
             raise Med3dError(
                 f"the loss is {loss} at epoch {engine.state.epoch}, iteration {engine.state.iteration}: "

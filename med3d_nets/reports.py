@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
+from monai.handlers import from_engine
 
 from med3d_nets.distributed import gather_shares
 from med3d_nets.errors import Med3dError
@@ -50,7 +51,7 @@ class EpochReport:
 
     def collect(self, engine: Engine) -> None:
         """Take the loss of an iteration."""
-        self.losses.append(engine.state.output["loss"].item())
+        self.losses.append(from_engine(["loss"], first=True)(engine.state.output))
 
     def __call__(self, engine: Engine) -> None:
         """Log the epoch and leave ``volumes_per_second`` and ``mean_loss`` among the engine's metrics."""

@@ -256,10 +256,10 @@ def load_pretrained(network: nn.Module, path: str, variant: str) -> dict[str, An
     if not os.path.isfile(path):
         row = get_variant(variant)
         raise Med3dError(
-            f"{path}: no pretrained weights there. Get them from "
-            f"https://huggingface.co/{row.hub_repo}/resolve/main/{row.filename}, then run "
-            f"'python tools/convert_pth.py --src {row.filename}' in the project's folder; "
-            f"or give a MedicalNet file as --pretrain_path; or train from scratch with --pretrain_path ''"
+            f"{path}: no pretrained weights there. Get them with 'python tools/download_weights.py {row.name}' in the "
+            f"project's folder; or give a MedicalNet file, such as {row.filename} from "
+            f"https://huggingface.co/{row.hub_repo}, as --pretrain_path; "
+            "or train from scratch with --pretrain_path ''"
         )
     state = map_names(read_tensors(path))
     expected = network.state_dict()

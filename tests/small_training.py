@@ -73,7 +73,7 @@ class Parts:
             FailureReport(folder, SIZES),
             EpochSeed(changes.get("seed", 1), self.dataset, self.sampler),
             EpochReport(self.optimizer, len(self.dataset)),
-            StatsHandler(name="tests.training", output_transform=lambda output: output["loss"], epoch_log=False),
+            StatsHandler(name="tests.training", output_transform=from_engine(["loss"], first=True), epoch_log=False),
             LrScheduleHandler(self.scheduler, print_lr=False),
             ValidationHandler(interval=1, validator=self.evaluator),
             ResumableSaver(folder, objects, changes.get("interval", 1), resume_path),
@@ -87,7 +87,6 @@ class Parts:
             loss_function=changes.get("loss", DiceCELoss(to_onehot_y=True, softmax=True)),
             optimizer=self.optimizer,
             train_handlers=[handler for handler in handlers if not isinstance(handler, without)],
-            decollate=False,
             amp=changes.get("amp", False),
         )
 

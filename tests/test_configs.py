@@ -15,7 +15,7 @@ from monai.bundle import ConfigWorkflow
 CONFIGS = BUNDLE / "configs"
 SMALL = {"n_seg_classes": 3, "input_D": 16, "input_H": 20, "input_W": 16, "pretrain_path": ""}
 USED_BY_MONAI = {"imports", "bundle_root", "dataset_dir", "initialize", "run", "training", "evaluating", "inference"}
-ALLOWED = {"monai", "torch", "ignite", "med3d_nets", "len", "max", "output"}
+ALLOWED = {"monai", "torch", "ignite", "med3d_nets", "len", "max"}
 
 
 def leaves(config: Any) -> list[str]:

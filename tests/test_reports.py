@@ -37,7 +37,7 @@ def test_epoch_report(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     losses: list[float] = []
     parts = Parts(tmp_path)
-    at(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"].item()), parts).run()
+    at(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output[0]["loss"]), parts).run()
     texts = logged(caplog, "epoch ")
     assert len(texts) == 4
     for epoch, text in enumerate(texts, 1):
@@ -58,7 +58,7 @@ def test_epoch_report_measures_time(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     caplog.set_level(logging.INFO)
     clock = iter([100.0, 104.0, 200.0, 202.5])
     monkeypatch.setattr("med3d_nets.reports.time.perf_counter", lambda: next(clock))
-    engine = Engine(lambda engine, batch: {"loss": torch.tensor(float(batch))})
+    engine = Engine(lambda engine, batch: [{"loss": float(batch)}])
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.125)
     report = EpochReport(optimizer, 10)
     engine.add_event_handler(Events.EPOCH_STARTED, report.start)

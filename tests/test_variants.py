@@ -71,6 +71,23 @@ def test_find_variants():
     assert list(find_variants()) == list(VARIANTS)
 
 
+@pytest.mark.parametrize(("gpu_gb", "batch"), [(1, 0), (2, 0), (3, 1), (24, 8), (80, 29)])
+def test_batch_size_leaves_a_fifth_of_the_gpu(gpu_gb, batch):
+    row = get_variant("resnet_10")
+    assert row.batch_size(gpu_gb) == batch
+    assert row.fixed_mb + batch * row.volume_mb <= 800 * gpu_gb < row.fixed_mb + (batch + 1) * row.volume_mb
+
+
+def test_published_scores_are_of_the_right_experiment():
+    """Those of 23 data sets are of another experiment, without classification."""
+    for row in VARIANTS:
+        assert row.lung_dice[0] < row.lung_dice[1] < 100
+        assert (row.nodule_accuracy is None) == (row.datasets == 23)
+    assert get_variant("resnet_50").lung_dice == (71.75, 93.31)
+    assert get_variant("resnet_50").nodule_accuracy == (84.85, 89.90)
+    assert get_variant("resnet_50_23dataset").lung_dice == (52.94, 89.25)
+
+
 def test_table_needs_the_standard_library_alone():
     """The file itself, since importing the package brings in torch."""
     code = "import runpy, sys; print(len(runpy.run_path('med3d_nets/variants.py')['VARIANTS']), 'torch' in sys.modules)"

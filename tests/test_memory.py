@@ -1,0 +1,154 @@
+"""The memory that training needs, counted, against the table and against what a CPU really takes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import ROOT
+
+from med3d_nets.errors import Med3dError
+from med3d_nets.variants import VARIANTS, Variant, batch_that_fits
+
+SMALL = (16, 24, 16)
+
+ITERATION = """
+import resource, torch
+from monai.losses import DiceCELoss
+from med3d_nets import create_model, dilation
+
+dilation.MAX_FRACTION = 0.0  # the library's convolutions, which are what is counted
+network = create_model("resnet_10").train()
+optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-3)
+loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
+
+def iteration(size):
+    image, label = torch.rand(1, 1, *size), torch.zeros(1, 1, *size)
+    optimiser.zero_grad(set_to_none=False)
+    prediction = network(image)
+    loss_function(prediction, label).backward()
+    optimiser.step()
+
+iteration((32, 32, 32))
+iteration((32, 32, 32))
+with open("/proc/self/statm") as file:
+    before = int(file.read().split()[1]) * resource.getpagesize()
+iteration((64, 224, 224))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+"""One iteration, when weights, gradients, momentum and the libraries are in memory already: prints what it adds."""
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tools_memory", ROOT / "tools" / "memory.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass looks for its own types
+    spec.loader.exec_module(module)
+    return module
+
+
+DEEP = [pytest.param(row, marks=pytest.mark.slow, id=row.name) for row in VARIANTS if row.depth > 50]
+
+
+@pytest.mark.parametrize(
+    "row", [*(pytest.param(row, id=row.name) for row in VARIANTS if row.depth <= 50 and row.datasets == 8), *DEEP]
+)
+def test_the_table_of_variants_is_as_counted(tool: ModuleType, row: Variant) -> None:
+    memory = tool.count(row.name)
+    assert (row.fixed_mb, row.volume_mb) == (memory.fixed_mb, memory.volume_mb)
+    # The README states these bounds.
+    assert 0.51 < memory.mixed_mb / memory.volume_mb < 0.66
+
+
+def test_variants_of_one_depth_need_the_same() -> None:
+    needs = {(row.depth, row.fixed_mb, row.volume_mb) for row in VARIANTS}
+    assert len(needs) == len({row.depth for row in VARIANTS})
+
+
+def test_live_tensors_are_counted_once_and_until_they_are_freed(tool: ModuleType) -> None:
+    live = tool.LiveTensors()
+    with live:
+        first = torch.zeros(100, device="meta")
+        view = first[:50].view(5, 10)  # no bytes of its own
+        assert live.peak == 400
+        del first
+        torch.zeros(10, device="meta")  # the view keeps the hundred alive
+        assert live.peak == 440
+        del view
+        torch.zeros(105, device="meta")
+        assert live.peak == 440
+
+
+def test_every_part_is_counted(tool: ModuleType) -> None:
+    weights, states = 14_361_292 * 4, 3
+    peak = tool.peak_bytes("resnet_10", SMALL, 1)
+    assert states * weights < peak < (states + 3) * weights
+    assert tool.peak_bytes("resnet_10", SMALL, 2) > peak
+    assert tool.peak_bytes("resnet_10", (56, 224, 224), 1, n_seg_classes=5) > tool.peak_bytes(
+        "resnet_10", (56, 224, 224), 1
+    ) + 3 * 4 * (56 * 224 * 224)
+
+
+@pytest.mark.parametrize(("gpu_gb", "batch"), [(1, 0), (2, 2), (10, 15)])
+def test_a_batch_leaves_a_fifth_of_the_gpu(gpu_gb: int, batch: int) -> None:
+    assert batch_that_fits(500, 500, gpu_gb) == batch
+
+
+def test_what_cannot_be_counted_is_an_error(tool: ModuleType) -> None:
+    with pytest.raises(Med3dError, match="8 x 8 x 8 voxels cannot be trained on"):
+        tool.count("resnet_10", (8, 8, 8))
+
+
+def test_command_line() -> None:
+    command = [sys.executable, "tools/memory.py", "resnet_10", "--input_D", "24", "--input_H", "64", "--input_W", "32"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "24 x 64 x 32 voxels, 2 classes" in done.stdout
+    assert done.stdout.count("| `resnet_10` |") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["resnet-10"], "error: no variant 'resnet-10'; did you mean 'resnet_10'?"),
+        (
+            ["--input_D", "0"],
+            "error: --input_D, --input_H and --input_W are numbers of voxels from 1, got (0, 448, 448)",
+        ),
+        (["resnet_10", "--n_seg_classes", "1"], "error: n_seg_classes counts the background too"),
+    ],
+)
+def test_command_line_errors(
+    tool: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["memory.py", *options])
+    with pytest.raises(SystemExit, match="1"):
+        tool.main()
+    assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_real_iteration_needs_about_what_is_counted(tool: ModuleType) -> None:
+    """On a CPU, where the library's work space comes on top."""
+    size = (64, 224, 224)
+    counted = tool.peak_bytes("resnet_10", size, 2) - tool.peak_bytes("resnet_10", size, 1)
+    # Large blocks go back to the system when they are freed, so that the peak is that of live tensors.
+    environment = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", ITERATION]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    measured = int(done.stdout)
+    assert 0.95 < measured / counted < 1.25, f"measured {measured / 1e6:.0f} MB, counted {counted / 1e6:.0f} MB"
