@@ -190,9 +190,9 @@ class Trained:
             _table(("", ""), rows.items()),
             "The configs have these settings as defaults. In Python:\n",
             f'    monai.bundle.load("{package}", bundle_dir=..., workflow_type="inference")\n',
-            "To train on from these weights:\n",
+            "Training starts from these weights, unless `--pretrain_path` names others:\n",
             "    python -m monai.bundle run training --config_file configs/train.json --data_root DATA \\\n"
-            "        --pretrain_path models/model.pt --ckpt_dir NEW_FOLDER\n",
+            "        --ckpt_dir NEW_FOLDER\n",
             licence,
         ]
         return "\n".join(lines)

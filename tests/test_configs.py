@@ -1,25 +1,38 @@
-"""The shipped configs as MONAI reads them."""
+"""The shipped configs: what they may call, that every reference resolves and that no id is unused."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BUNDLE
-from monai.bundle import ConfigWorkflow
+from conftest import BUNDLE, ROOT
+
+from med3d_nets.variants import VARIANTS
 
 CONFIGS = BUNDLE / "configs"
-SMALL = {"n_seg_classes": 3, "input_D": 16, "input_H": 20, "input_W": 16, "pretrain_path": ""}
-USED_BY_MONAI = {"imports", "bundle_root", "dataset_dir", "initialize", "run", "training", "evaluating", "inference"}
-ALLOWED = {"monai", "torch", "ignite", "med3d_nets", "len", "max"}
+USED_BY_MONAI = {"imports", "bundle_root", "dataset_dir", "initialize", "finalize", "run", "training", "evaluating"}
+USED_BY_MONAI |= {"inference", "displayable_configs"}
+PACKAGES = {"monai", "torch", "ignite", "med3d_nets"}
+BUILTINS = {"len", "max"}
+COMBINATIONS = [
+    ("train",),
+    ("train", "multi_gpu_train"),
+    ("train", "evaluate"),
+    ("train", "evaluate", "multi_gpu_evaluate"),
+    ("inference",),
+    ("inference", "multi_gpu_inference"),
+]
+"""Configs that are used together."""
 
 
 def leaves(config: Any) -> list[str]:
-    """All strings in a config, keys of ``_target_`` included."""
+    """All strings in a config, keys excepted."""
     if isinstance(config, dict):
         return [leaf for value in config.values() for leaf in leaves(value)]
     if isinstance(config, list):
@@ -27,57 +40,118 @@ def leaves(config: Any) -> list[str]:
     return [config] if isinstance(config, str) else []
 
 
-def merged(name: str) -> dict[str, Any]:
-    """A config, over ``train.json`` if it is an overlay."""
-    config = json.loads((CONFIGS / name).read_text())
-    return {**json.loads((CONFIGS / "train.json").read_text()), **config} if name == "evaluate.json" else config
+def read(*names: str, folder: Path = CONFIGS) -> dict[str, Any]:
+    """Configs laid over each other as MONAI does it, ids with ``::`` taken to their place."""
+    merged: dict[str, Any] = {}
+    for name in names:
+        for key, value in json.loads((folder / f"{name}.json").read_text()).items():
+            *path, last = key.split("::")
+            place = merged
+            for part in path:
+                place = place[part]  # an overlay changes what is there
+            place[last] = value
+    return merged
 
 
-@pytest.mark.parametrize("name", ["train.json", "evaluate.json", "inference.json"])
-def test_targets_and_expressions_stay_within_the_allowed_packages(name: str) -> None:
-    text = (CONFIGS / name).read_text()
-    for target in re.findall(r'"_target_": "([^"]+)"', text):
-        assert target.split(".")[0] in ALLOWED, target
-    for expression in (leaf[1:] for leaf in leaves(json.loads(text)) if leaf.startswith("$")):
-        if expression.startswith("import "):
-            assert expression.split()[1].split(".")[0] in ALLOWED
-            continue
-        tree = ast.parse(
-            re.sub(r"@([\w:]+)", lambda match: "ref_" + match[1].replace(":", "_"), expression), mode="eval"
-        )
-        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        assert {found for found in names if not found.startswith("ref_")} <= ALLOWED, expression
+def ids(config: Any, prefix: str = "") -> set[str]:
+    """Every id in a config."""
+    items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    found = {f"{prefix}{key}" for key, _ in items}
+    return found.union(*(ids(value, f"{prefix}{key}::") for key, value in items))
 
 
-@pytest.mark.parametrize("name", ["train.json", "evaluate.json", "inference.json"])
-def test_every_reference_resolves_and_every_id_is_used(name: str) -> None:
-    config = merged(name)
-    ids = {key.split("::")[0] for key in config}
-    references = {match.split("::")[0] for leaf in leaves(config) for match in re.findall(r"@([\w:]+)", leaf)}
-    assert references <= ids
-    unused = ids - references - USED_BY_MONAI
-    if name == "evaluate.json":  # train.json's own ids are its business
-        unused &= set(json.loads((CONFIGS / name).read_text()))
+def references(config: Any) -> set[str]:
+    return {match for leaf in leaves(config) for match in re.findall(r"@([\w:]+)", leaf)}
+
+
+def test_all_configs_are_checked() -> None:
+    rendered = {path.stem for path in CONFIGS.glob("*.json")} - {"metadata"}
+    assert rendered == {name for names in COMBINATIONS for name in names}
+
+
+@pytest.mark.parametrize("variant", [variant.bundle for variant in VARIANTS])
+def test_targets_and_expressions_stay_within_the_allowed_packages(variant: str) -> None:
+    for path in (ROOT / "bundles" / variant / "configs").glob("*.json"):
+        config = json.loads(path.read_text())
+        for target in re.findall(r'"_target_": "([^"]+)"', path.read_text()):
+            module, name = target.rsplit(".", 1)
+            assert module.split(".")[0] in PACKAGES, target
+            assert hasattr(import_module(module), name), target
+        for expression in (leaf[1:] for leaf in leaves(config) if leaf.startswith("$")):
+            check_expression(expression)
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_every_import_is_used(name: str) -> None:
+    configs = [json.loads(path.read_text()) for path in CONFIGS.glob("*.json") if path.stem != "metadata"]
+    text = " ".join(leaf for config in configs for leaf in leaves(config) if leaf.startswith("$"))
+    for line in json.loads((CONFIGS / f"{name}.json").read_text())["imports"]:
+        module = line.removeprefix("$import ")
+        own = " ".join(leaf for leaf in leaves(read(name)) if leaf.startswith("$") and leaf != line)
+        assert f"{module}." in (text if module == "med3d_nets.distributed" else own), line
+
+
+def check_expression(expression: str) -> None:
+    """It parses, and names nothing but references, the allowed packages and what they really have."""
+    if expression.startswith("import "):
+        assert expression.split()[1].split(".")[0] in PACKAGES, expression
+        import_module(expression.split()[1])
+        return
+    tree = ast.parse(re.sub(r"@([\w:]+)", lambda match: "ref_" + match[1].replace(":", "_"), expression), mode="eval")
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert {name for name in names if not name.startswith("ref_")} <= PACKAGES | BUILTINS, expression
+    for node in ast.walk(tree):
+        dotted = ast.unparse(node)
+        if isinstance(node, ast.Attribute) and dotted.split(".")[0] in PACKAGES and re.fullmatch(r"[\w.]+", dotted):
+            module, name = dotted.rsplit(".", 1)
+            owner = import_module(module)
+            assert hasattr(owner, name) or import_module(dotted), expression
+
+
+@pytest.mark.parametrize(
+    "bad", ["$os.system('ls')", "$open('x')", "$(lambda: 0)(", "$med3d_nets.runs.nothing_there(1)"]
+)
+def test_the_check_of_expressions_can_fail(bad: str) -> None:
+    with pytest.raises((AssertionError, SyntaxError, ImportError)):
+        check_expression(bad[1:])
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids="+".join)
+def test_every_reference_resolves_and_every_id_is_used(names: tuple[str, ...]) -> None:
+    config = read(*names)
+    known = ids(config)
+    assert references(config) <= known
+    used = {reference.split("::")[0] for reference in references(config)}
+    unused = set(config) - used - USED_BY_MONAI
+    if len(names) > 1:  # the ids of the config below an overlay are that config's business
+        own = {key.split("::")[0] for key in json.loads((CONFIGS / f"{names[-1]}.json").read_text())}
+        unused &= own
+    unused -= {"train", "validate"} & set(config)  # train::trainer and the like are what runs
     assert not unused
 
 
-@pytest.mark.parametrize("kind", ["train", "inference"])
-def test_monai_finds_all_properties(kind: str, dataset: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "data_root": str(dataset),
-        "ckpt_dir": str(tmp_path),
-        "output_dir": str(tmp_path / "out"),
-    }
-    if kind == "train":
-        options |= SMALL
-    else:
-        options["img_list"] = str(dataset / "images")
-        write_trained(tmp_path)
-    workflow = ConfigWorkflow(
-        CONFIGS / f"{kind}.json", logging_file=False, workflow_type=kind, bundle_root=str(BUNDLE), **options
-    )
-    workflow.initialize()
-    assert workflow.check_properties() == []
+@pytest.mark.parametrize(("below", "above"), [pair for names in COMBINATIONS for pair in pairwise(names)])
+def test_an_overlay_restates_only_what_differs(below: str, above: str) -> None:
+    names = next(names[: names.index(above)] for names in COMBINATIONS if (below, above) in pairwise(names))
+    config = read(*names)
+    for key, value in json.loads((CONFIGS / f"{above}.json").read_text()).items():
+        place: Any = config
+        for part in key.split("::"):
+            place = place.get(part) if isinstance(place, dict) else None
+        assert place != value, key
+
+
+def test_bundles_differ_only_where_their_variants_do() -> None:
+    for variant in VARIANTS:
+        folder = ROOT / "bundles" / variant.bundle / "configs"
+        assert {path.name for path in folder.iterdir()} == {path.name for path in CONFIGS.iterdir()}
+        for path in folder.glob("*.json"):
+            ours, first = json.loads(path.read_text()), json.loads((CONFIGS / path.name).read_text())
+            different = {key for key in {*ours, *first} if ours.get(key) != first.get(key)}
+            allowed = {"variant", "model_depth", "resnet_shortcut"}
+            assert different <= ({"name", "task", "description", "data_source"} if path.stem == "metadata" else allowed)
+            if path.stem in ("train", "inference"):
+                assert ours["variant"] == variant.name
 
 
 def write_trained(folder: Path) -> None:

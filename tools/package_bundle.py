@@ -43,11 +43,12 @@ CONFIGS = ("configs/metadata.json", "configs/train.json", "configs/inference.jso
 REQUIRED = (*CONFIGS, "docs/README.md", "docs/data_license.txt", "LICENSE")
 
 SIZES = ("input_D", "input_H", "input_W")
+RECORDED = ("n_seg_classes", "class_names", "in_channels", *SIZES, "fill_empty_with_noise", "head")
 DEFAULTS = {
-    "configs/train.json": ("n_seg_classes", "class_names", "in_channels", *SIZES, "fill_empty_with_noise", "head"),
+    "configs/train.json": (*RECORDED, "pretrain_path"),
     "configs/inference.json": ("n_seg_classes", "in_channels", "head"),
 }
-"""Top-level ids of the configs that get the recorded settings of trained weights."""
+"""Top-level ids of the configs that get the recorded settings of trained weights, from which training goes on."""
 
 DATE = (1980, 1, 1, 0, 0, 0)
 UNIX = 3
@@ -291,6 +292,7 @@ def _contents(bundle: Bundle, found: Pretrained | Trained, name: str) -> dict[st
         changed += DEFAULTS
         known = dataclasses.asdict(found.settings) | {"n_seg_classes": found.settings.n_seg_classes}
         known |= dict(zip(SIZES, found.settings.input_size, strict=True))
+        known["pretrain_path"] = "$@bundle_root + '/models/model.pt'"
         for path, ids in DEFAULTS.items():
             missing = [key for key in ids if key not in bundle.configs[path]]
             if missing:
