@@ -212,7 +212,8 @@ def inference_steps(paths: dict[str, Path], folder: Path, fill_empty_with_noise:
     parser["img_list"] = [str(paths["image"])]
     record = {"fill_empty_with_noise": fill_empty_with_noise}
     (folder / "model.json").write_text(settings.to_json(**record))
-    return parser.get_parsed_content("preprocessing"), parser.get_parsed_content("postprocessing")
+    after = Compose([parser.get_parsed_content("postprocessing"), parser.get_parsed_content("saver")])
+    return parser.get_parsed_content("preprocessing"), after
 
 
 def logits_of_label(paths: dict[str, Path]) -> MetaTensor:
