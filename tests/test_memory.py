@@ -39,7 +39,10 @@ iteration((32, 32, 32))
 with open("/proc/self/statm") as file:
     before = int(file.read().split()[1]) * resource.getpagesize()
 iteration((64, 224, 224))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+# Not ru_maxrss, which begins with that of the process that started this one.
+with open("/proc/self/status") as file:
+    peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+print(peak - before)
 """
 """One iteration, when weights, gradients, momentum and the libraries are in memory already: prints what it adds."""
 
