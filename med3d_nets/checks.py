@@ -45,22 +45,25 @@ def check_cases(
     with ThreadPoolExecutor(num_workers if num_workers > 0 else min(4, os.cpu_count() or 1)) as pool:
         results = gather(list(pool.map(lambda case: _check_case(case, n_seg_classes, in_channels), shard(cases))))
     _log.info("checked the files of %d cases in %.1f s", len(cases), time.perf_counter() - start)
-    if empty := sum(is_empty for _, is_empty in results):
+    labels = [values for _, values in results if values is not None]
+    if empty := sum(values <= {0} for values in labels):
         _log.warning("%d of %d labels have no foreground: all their voxels are 0", empty, len(cases))
+    if labels and (absent := sorted(set(range(1, n_seg_classes)).difference(*labels))):
+        _log.warning("no label has class %s: is n_seg_classes=%d right?", ", ".join(map(str, absent)), n_seg_classes)
     problems = [problem for case_problems, _ in results for problem in case_problems]
     times = Counter(identity(case) for case in cases)
     return problems + [f"{path}: found {n} times in one list; expected once" for path, n in times.items() if n > 1]
 
 
-def _check_case(case: Mapping[str, str], n_seg_classes: int, in_channels: int) -> tuple[list[str], bool]:
-    """Problems of one case, and whether its label is empty. Only one volume is in memory at a time."""
+def _check_case(case: Mapping[str, str], n_seg_classes: int, in_channels: int) -> tuple[list[str], set[int] | None]:
+    """Problems of one case, and the classes in its label, if it can be read. Only one volume is in memory at a time."""
     problems: list[str] = []
     image, _ = _check_file(case["image"], in_channels, None, problems)
     if "label" not in case:
-        return problems, False
-    label, is_empty = _check_file(case["label"], 1, n_seg_classes, problems)
+        return problems, None
+    label, classes = _check_file(case["label"], 1, n_seg_classes, problems)
     if image is None or label is None:
-        return problems, is_empty
+        return problems, classes
     path, reference = case["label"], f"that of its image {case['image']}"
     if label[0] != image[0]:
         problems.append(f"{path}: found spatial shape {label[0]}; expected {image[0]}, {reference}")
@@ -68,20 +71,20 @@ def _check_case(case: Mapping[str, str], n_seg_classes: int, in_channels: int) -
         found, expected = (np.round(affine[:3], 4).tolist() for affine in (label[1], image[1]))
         margin = f"largest difference {np.abs(label[1] - image[1]).max():.4g}, tolerance {AFFINE_TOLERANCE:g} mm"
         problems.append(f"{path}: found affine {found}; expected {expected}, {reference} ({margin})")
-    return problems, is_empty
+    return problems, classes
 
 
 def _check_file(
     path: str, channels: int, n_seg_classes: int | None, problems: list[str]
-) -> tuple[tuple[tuple[int, ...], NDArray[np.float64]] | None, bool]:
+) -> tuple[tuple[tuple[int, ...], NDArray[np.float64]] | None, set[int] | None]:
     """Check an image, or a label of ``n_seg_classes``.
 
     Returns:
-        Its spatial shape and affine (mm), None where the file or its dimensions are wrong, and whether it is all 0.
+        Its spatial shape and affine (mm), None where the file or its dimensions are wrong, and the classes in a label.
     """
     read = _read(path, problems)
     if read is None:
-        return None, False
+        return None, None
     voxels, affine = read
     fits = voxels.ndim >= 3 and voxels.shape[3:] in ([(), (1,)] if channels == 1 else [(channels,)])
     if not fits:
@@ -94,6 +97,7 @@ def _check_file(
         problems.append(f"{path}: found {nans} NaN and {bad - nans} infinite voxels; expected finite values only")
     elif not n_seg_classes and voxels.min() == voxels.max():
         problems.append(f"{path}: found {voxels.max():.6g} in every voxel; expected intensities that vary")
+    classes = None
     if n_seg_classes:
         values = voxels[finite] if bad else voxels
         wrong = values[(values < 0) | (values >= n_seg_classes) | (values % 1 != 0)]
@@ -102,7 +106,9 @@ def _check_file(
             named = ", ".join(f"{value:.6g}" for value in kinds[:MAX_VALUES]) + ", ..." * (len(kinds) > MAX_VALUES)
             expected = f"whole numbers from 0 to {n_seg_classes - 1} (n_seg_classes={n_seg_classes})"
             problems.append(f"{path}: found label values {named} ({wrong.size} voxels); expected {expected}")
-    return ((voxels.shape[:3], affine) if fits else None), not voxels.any()
+        elif not bad:
+            classes = {index for index in range(n_seg_classes) if bool((voxels == index).any())}
+    return ((voxels.shape[:3], affine) if fits else None), classes
 
 
 def _read(path: str, problems: list[str]) -> tuple[NDArray[Any], NDArray[np.float64]] | None:

@@ -52,8 +52,16 @@ def select_device(no_cuda: bool = False, gpu_id: int | Sequence[int] = 0) -> tor
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if no_cuda or not torch.cuda.is_available():
         return torch.device("cpu")
-    ids = [gpu_id] if isinstance(gpu_id, int) else list(gpu_id) or list(range(local_size))
+    ids = [gpu_id] if isinstance(gpu_id, int) else list(gpu_id)
     count = torch.cuda.device_count()
+    if any(not isinstance(index, int) for index in ids) or len(set(ids)) < len(ids):
+        raise Med3dError(f'gpu_id is {gpu_id!r}, expected a number, or different numbers such as "[0,1]"')
+    if not ids and local_size > count:
+        raise Med3dError(
+            f"this machine has {count} GPU{'s' * (count > 1)} for {local_size} processes: "
+            f"start torchrun with --nproc_per_node={count}"
+        )
+    ids = ids or list(range(local_size))
     if len(ids) != local_size:
         raise Med3dError(
             f"gpu_id is {ids}, but this machine runs {local_size} process{'es' * (local_size > 1)}; one GPU needs one: "
@@ -138,7 +146,10 @@ def each_once(dataset: Dataset) -> DistributedSampler:
         Med3dError: if there are more processes than cases: one without any would keep the others waiting.
     """
     if len(dataset) < idist.get_world_size():
-        raise Med3dError(f"found {len(dataset)} cases for {idist.get_world_size()} processes; start at most one a case")
+        raise Med3dError(
+            f"found {len(dataset)} case{'s' * (len(dataset) > 1)} to evaluate or infer for {idist.get_world_size()} "
+            f"processes, expected one each at least: start torchrun with --nproc_per_node={len(dataset)}"
+        )
     return DistributedSampler(dataset, even_divisible=False, shuffle=False)
 
 

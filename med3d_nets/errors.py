@@ -18,7 +18,7 @@ __all__ = ["Med3dError", "explain", "explain_errors", "is_bundle_command"]
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-OTHERS_WAIT = 2.0
+OTHERS_WAIT = 10.0
 """Seconds that the other processes wait before they show an error: where all meet the same one, rank 0 shows it, and
 torchrun has ended them by then."""
 
@@ -57,7 +57,7 @@ def explain_errors(**sizes: Any) -> None:
         sizes: passed to :func:`explain`.
     """
 
-    if not is_bundle_command():
+    if not is_bundle_command() or sys.excepthook is not sys.__excepthook__:
         return
     rank = int(os.environ.get("RANK", 0))
 

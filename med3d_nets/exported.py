@@ -20,7 +20,7 @@ from med3d_nets.settings import Settings
 from med3d_nets.variants import get_variant
 from med3d_nets.weights import read_architecture
 
-__all__ = ["OnnxNetwork", "check_exported", "load_exported"]
+__all__ = ["OnnxNetwork", "check_exported", "load_exported", "warn_if_older"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class OnnxNetwork(nn.Module):
         try:
             import onnxruntime
         except ImportError as error:
-            raise Med3dError(f"{path}: needs ONNX Runtime, install it by: pip install 'med3d-nets[export]'") from error
+            raise Med3dError(f"{path}: needs ONNX Runtime, install it by: pip install onnxruntime") from error
         self.path = str(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # its own choice is every core, whatever torch was told
@@ -150,6 +150,16 @@ def check_exported(network: nn.Module, settings: Settings, source: str = "the ex
         raise Med3dError(f"{source}: {'; '.join(wrong)}. Export it again from this model.pt")
     if isinstance(network, OnnxNetwork):
         network.check_shape((1, settings.in_channels, *settings.input_size))
+
+
+def warn_if_older(path: str | os.PathLike[str], weights: str | os.PathLike[str]) -> None:
+    """Log a warning if an exported file is older than the trained weights beside which it is used.
+
+    The exported file does not tell which weights it was made of, so its date has to.
+    """
+    path, weights = Path(path), Path(weights)
+    if weights.is_file() and path.stat().st_mtime < weights.stat().st_mtime:
+        logger.warning("%s is older than %s: if they were trained anew since, export them again", path, weights)
 
 
 def _load_torchscript(path: Path, device: torch.device) -> torch.jit.ScriptModule:

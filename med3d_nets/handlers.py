@@ -182,13 +182,42 @@ class ResumableSaver(CheckpointSaver):
             self.save_dict["scaler"] = engine.scaler
         if self.resume_path:
             saved = read_checkpoint(self.resume_path)  # without a scaler if it was trained on a CPU
+            before, now = saved["trainer"]["epoch_length"], engine.state.epoch_length
+            if before != now:  # Ignite would go on with the old number, through a part of the cases or twice
+                raise Med3dError(
+                    f"{self.resume_path}: its epochs have {before} iterations, but this run's have {now}; "
+                    "go on with the same list, number of processes times batch_size, and so on"
+                )
             load_dict = {name: value for name, value in self.save_dict.items() if name in saved or name != "scaler"}
+            schedule = self.save_dict["lr_scheduler"]
+            given = {name: value for name, value in schedule.state_dict().items() if name in SCHEDULE}
             CheckpointLoader(self.resume_path, load_dict, map_location=engine.state.device)(engine)
+            _take_schedule(schedule, given, self.resume_path)
 
     def save_last(self, engine: Engine) -> None:
         """Save the last epoch if the interval did not."""
         if engine.state.epoch % self.save_interval:
             self.interval_completed(engine)
+
+
+SCHEDULE = ("base_lrs", "step_size", "gamma", "total_iters", "power")
+"""What a schedule is given, as opposed to where it stands."""
+
+
+def _take_schedule(schedule: Any, given: dict[str, Any], source: str) -> None:
+    """Go on by the schedule of this run where the checkpoint's was another, from the epoch that was reached.
+
+    Unchanged options leave the restored rates alone, to the last bit.
+    """
+    changed = {name: value for name, value in given.items() if getattr(schedule, name) != value}
+    if not changed:
+        return
+    for name, value in changed.items():
+        logger.warning("%s was trained with %s %s; going on with %s", source, name, getattr(schedule, name), value)
+        setattr(schedule, name, value)
+    rates = schedule._get_closed_form_lr()
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 class _TrainingStoppedError(Med3dError):

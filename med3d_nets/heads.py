@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Sequence
 
-__all__ = ["MedicalNetHead"]
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["MedicalNetHead", "UNetHead"]
 
 
 class MedicalNetHead(nn.Sequential):
     """MedicalNet's own segmentation head, ``conv_seg`` in the original code, with the same parameter names.
 
-    It reads the last stage alone and answers at a quarter of the input's resolution.
+    It reads the last stage alone and decides at a quarter of the input's resolution.
 
     Args:
         in_channels: channels of ``layer4``.
@@ -44,3 +48,79 @@ class MedicalNetHead(nn.Sequential):
         for layer in self:
             x = layer(x)
         return x
+
+
+class UNetHead(nn.Module):
+    """A decoder with skip connections from every stage of the encoder and from the input, up to the input's resolution.
+
+    MedicalNet's last three stages share an eighth of the resolution; they are joined there. From there, each step up
+    interpolates to the size of the next skip connection, whatever it is, so that any volume fits, however flat. What
+    comes up and the skip connection are narrowed to half the step's width each, by a 1 x 1 x 1 convolution, and two
+    3 x 3 x 3 convolutions follow. Most of the work is at full resolution, so the step there has 16 channels alone.
+
+    Group norm (Wu and He, arXiv:1803.08494), since batches are small, and since instance norm has no answer where a
+    small volume leaves a single position.
+
+    Args:
+        channels: channels of the encoder's five outputs.
+        in_channels: channels of the input volume.
+        n_seg_classes: number of classes, background included.
+    """
+
+    WIDTHS = (128, 64, 32, 16)
+    """Channels at an eighth, a quarter, half and the whole of the resolution."""
+
+    def __init__(self, channels: Sequence[int], in_channels: int, n_seg_classes: int) -> None:
+        super().__init__()
+        stem, stage1, *stages = channels
+        deep, *widths = self.WIDTHS
+        self.bottom = nn.ModuleList(nn.Conv3d(width, deep, 1, bias=False) for width in stages)
+        self.bottom_block = nn.Sequential(_normalised(deep), _block(deep))
+        narrow = [
+            nn.Conv3d(width, half // 2, 1, bias=False) for width, half in ((stage1, widths[0]), (stem, widths[1]))
+        ]
+        from_input = nn.Conv3d(in_channels, widths[2] // 2, 3, padding=1, bias=False)
+        self.skips = nn.ModuleList([*narrow, from_input])
+        self.ups = nn.ModuleList(
+            nn.Conv3d(above, width // 2, 1, bias=False) for above, width in zip(self.WIDTHS, widths, strict=False)
+        )
+        self.blocks = nn.ModuleList(nn.Sequential(_normalised(width), _block(width), _block(width)) for width in widths)
+        self.classifier = nn.Conv3d(widths[-1], n_seg_classes, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, a=LEAK)
+
+    def forward(self, features: list[Tensor], image: Tensor) -> Tensor:
+        """Map the encoder's features and its input to logits.
+
+        Args:
+            features: the five tensors of :class:`~med3d_nets.resnet.ResNetEncoder`.
+            image: the input, ``(batch, in_channels, depth, height, width)``.
+
+        Returns:
+            ``(batch, n_seg_classes, depth, height, width)``.
+        """
+        x = features[-1].new_zeros(1)
+        for index, narrow in enumerate(self.bottom):
+            x = x + narrow(features[2 + index])
+        x = self.bottom_block(x)
+        sides = [features[1], features[0], image]
+        for index, (up, skip, block) in enumerate(zip(self.ups, self.skips, self.blocks)):  # noqa: B905 - TorchScript
+            side = skip(sides[index])
+            # Narrowed before it grows: the same result as after, in an eighth of the time.
+            x = F.interpolate(up(x), size=side.shape[2:], mode="trilinear", align_corners=False)
+            x = block(torch.cat([x, side], dim=1))
+        return self.classifier(x)
+
+
+LEAK = 0.01
+GROUP = 8
+"""Channels that a group norm takes together."""
+
+
+def _normalised(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.GroupNorm(channels // GROUP, channels), nn.LeakyReLU(LEAK, inplace=True))
+
+
+def _block(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv3d(channels, channels, 3, padding=1, bias=False), *_normalised(channels))

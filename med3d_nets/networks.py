@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from med3d_nets.errors import Med3dError
-from med3d_nets.heads import MedicalNetHead
+from med3d_nets.heads import MedicalNetHead, UNetHead
 from med3d_nets.resnet import ResNetEncoder
 from med3d_nets.variants import get_variant
 
 __all__ = ["HEADS", "SegmentationNet", "create_model", "freeze_batch_norm"]
 
-HEADS = ("medicalnet",)
+HEADS = ("medicalnet", "unet")
 """Kinds of head that :class:`SegmentationNet` can be built with."""
 
 
@@ -33,6 +33,8 @@ class SegmentationNet(nn.Module):
         Med3dError: if an argument is none of these, with the value found and those expected.
     """
 
+    __constants__ = ("has_unet",)  # so that TorchScript compiles one of the two calls
+
     def __init__(
         self, depth: int, shortcut: str, n_seg_classes: int, in_channels: int = 1, head: str = "medicalnet"
     ) -> None:
@@ -42,13 +44,17 @@ class SegmentationNet(nn.Module):
         if n_seg_classes < 2:
             raise Med3dError(f"n_seg_classes counts the background too, so it is at least 2, got {n_seg_classes}")
         self.encoder = ResNetEncoder(depth, shortcut, in_channels)
-        self.head = MedicalNetHead(self.encoder.channels[-1], n_seg_classes)
+        self.has_unet = head == "unet"
+        if self.has_unet:
+            self.head: nn.Module = UNetHead(self.encoder.channels, in_channels, n_seg_classes)
+        else:
+            self.head = MedicalNetHead(self.encoder.channels[-1], n_seg_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits at the input's resolution.
 
-        Upstream stops at a quarter of it and shrinks the labels instead; here the head's output is brought to the
-        input's size by trilinear interpolation.
+        Upstream stops at a quarter of it and shrinks the labels instead; here the ``medicalnet`` head's output is
+        brought to the input's size by trilinear interpolation. The ``unet`` head answers there itself.
 
         Args:
             x: ``(batch, in_channels, depth, height, width)``.
@@ -56,7 +62,10 @@ class SegmentationNet(nn.Module):
         Returns:
             ``(batch, n_seg_classes, depth, height, width)``.
         """
-        logits = self.head(self.encoder(x))
+        features = self.encoder(x)
+        if self.has_unet:
+            return self.head(features, x)
+        logits = self.head(features)
         return F.interpolate(logits, size=x.shape[2:], mode="trilinear", align_corners=False)
 
 

@@ -17,9 +17,9 @@ from monai.bundle import ConfigParser
 from monai.bundle.scripts import run
 
 from med3d_nets.distributed import check_processes
-from med3d_nets.errors import Med3dError, is_bundle_command
+from med3d_nets.errors import Med3dError, explain_errors, is_bundle_command
 
-__all__ = ["check_command_line", "unknown_options"]
+__all__ = ["check_command_line", "check_words", "unknown_options"]
 
 TRACKING = ("output_dir", "tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0")
 """Ids that MONAI's experiment tracking reads."""
@@ -42,17 +42,48 @@ def unknown_options(arguments: Sequence[str], known: Iterable[str]) -> list[str]
     return unknown
 
 
+def check_words(arguments: Sequence[str]) -> None:
+    """Refuse words that Fire would take for something else, without one of its own.
+
+    Args:
+        arguments: words of the command line, ``run`` first.
+
+    Raises:
+        Med3dError: for a word that belongs to no option, which would replace what runs first, and for ``--no_...``
+            without a value, which Fire reads as the opposite of what follows ``no``.
+    """
+    rest = list(arguments)
+    expected = 2  # "run" and the name of what to run
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            expected -= 1
+            if expected < 0:
+                raise Med3dError(
+                    f"'{word}' belongs to no option; several values are written as --gpu_id \"[0,1]\", "
+                    "and text with spaces in quotes"
+                )
+            continue
+        has_value = "=" in word or bool(rest and not rest[0].startswith("--"))
+        if word.startswith("--no") and not has_value:
+            raise Med3dError(f"{word} needs a value: {word} True")
+        if "=" not in word and has_value:
+            rest.pop(0)
+
+
 def check_command_line() -> None:
     """Check the options of ``python -m monai.bundle run`` against its config files; elsewhere, do nothing.
 
     Raises:
-        Med3dError: naming each option that neither MONAI nor the configs know; or see
+        Med3dError: naming each option that neither MONAI nor the configs know; or see :func:`check_words` and
             :func:`~med3d_nets.distributed.check_processes`.
     """
     if not is_bundle_command():
         return
-    check_processes()
+    explain_errors()  # again, where a stray word was taken for the name of what runs first
     arguments = sys.argv[1:]
+    check_words(arguments)
+    check_processes()
     files = _option(arguments, "config_file")
     if not files or _option(arguments, "args_file"):
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,20 @@ NEW_LAYER_FACTOR = 100
 
 
 def layer_rates(
-    network: nn.Module, new_layer_names: Sequence[str], learning_rate: float, from_scratch: bool
+    network: nn.Module,
+    new_layer_names: Sequence[str],
+    learning_rate: float,
+    from_scratch: bool,
+    factor: float = NEW_LAYER_FACTOR,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for the optimiser: new layers learn at 100 times the rate of the others, as upstream.
+    """Parameter groups for the optimiser: new layers learn at a multiple of the rate of the others.
 
     Args:
         network: the network.
         new_layer_names: parts of parameter names, as upstream's option of that name.
         learning_rate: rate of the layers that are not new.
         from_scratch: whether there are no pretrained weights, so that every layer is new.
+        factor: the multiple; 100 as upstream.
 
     Raises:
         Med3dError: if a name matches no parameter.
@@ -56,7 +62,7 @@ def layer_rates(
         network,
         layer_matches=[lambda named: any(name in named[0] for name in names)],
         match_types=["filter"],
-        lr_values=[learning_rate * NEW_LAYER_FACTOR],
+        lr_values=[learning_rate * factor],
     )
     groups[1]["lr"] = learning_rate
     for group, name in zip(groups, ("new layers", "other layers"), strict=True):
@@ -132,12 +138,15 @@ def check_model_folder(ckpt_dir: str, settings: Settings, resume_path: str, n_ep
                 f"expected a checkpoint_epoch=*.pt of an earlier training"
             )
         found = Settings(**content["best"]["settings"])
-        given = ("variant", "head", "recipe", "in_channels", "class_names", "input_size", "fill_empty_with_noise")
+        given = [field.name for field in fields(Settings) if field.name != "pretrained"]
         check_settings(found, resume_path, **{name: getattr(settings, name) for name in given})
         trainer = content["trainer"]
         done = trainer["iteration"] // trainer["epoch_length"]
         if done >= n_epochs:
-            raise Med3dError(f"{resume_path}: {done} epochs are done, expected n_epochs above that, got {n_epochs}")
+            raise Med3dError(
+                f"{resume_path}: the training is complete, with {done} epochs; "
+                f"to go on, raise n_epochs above that, got {n_epochs}"
+            )
         return
     folder = Path(ckpt_dir)
     written = [folder / "model.pt", *sorted(folder.glob("checkpoint_epoch=*.pt"))]

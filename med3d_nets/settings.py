@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,15 @@ from med3d_nets.errors import Med3dError
 
 __all__ = ["Settings", "check_settings", "name_classes", "read_settings", "versions"]
 
+RECIPES = ("whole", "patch")
+"""How volumes become what the network sees."""
+
 FORMAT = 1
 """Version of the file's layout."""
+
+
+ADDED = ("spacing", "intensity")
+"""Settings that the first version of the package did not write."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,17 @@ class Settings:
     Attributes:
         variant: name of the variant, see :mod:`med3d_nets.variants`.
         head: kind of head.
-        recipe: ``"whole"``: crop to what is not background, resize, see the bundle's documentation.
+        recipe: ``"whole"``: crop to what is not background, resize; or ``"patch"``: bring to one orientation and
+            spacing, predict patch by patch. See the bundle's documentation.
         in_channels: channels of the input volume.
         class_names: names of the classes, background first.
-        input_size: depth, height and width that volumes are resized to, in voxels.
+        input_size: depth, height and width of what the network sees, in voxels: what volumes are resized to, or the
+            patch.
         fill_empty_with_noise: whether empty voxels were filled with noise.
         pretrained: file, digest and tensors of the pretrained weights, or None if trained from scratch.
+        spacing: of the ``patch`` recipe, in mm along the axes of RAS orientation.
+        intensity: of the ``patch`` recipe for CT: ``lower`` and ``upper`` bounds, ``mean`` and ``std``, in HU. None:
+            each volume is normalised by its own.
     """
 
     variant: str
@@ -40,8 +52,15 @@ class Settings:
     input_size: Sequence[int]
     fill_empty_with_noise: bool = False
     pretrained: Mapping[str, Any] | None = None
+    spacing: Sequence[float] = field(default_factory=list)
+    intensity: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise Med3dError(f"recipe is {self.recipe!r}, expected {' or '.join(RECIPES)}")
+        wanted = 3 if self.recipe == "patch" else 0
+        if len(self.spacing) != wanted or not all(isinstance(mm, (int, float)) and mm > 0 for mm in self.spacing):
+            raise Med3dError(f"spacing is {self.spacing!r}, expected {wanted} numbers of mm for recipe {self.recipe!r}")
         names = ("input_D", "input_H", "input_W")
         if not isinstance(self.input_size, Sequence) or len(self.input_size) != len(names):
             raise Med3dError(f"input_size is {self.input_size!r}, expected {', '.join(names)}")
@@ -79,12 +98,12 @@ def read_settings(path: str | os.PathLike[str]) -> Settings:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise Med3dError(f"{path}: format {found!r}, expected {FORMAT}")
-    names = [field.name for field in fields(Settings)]
-    missing = [name for name in names if name not in content]
+    names = [entry.name for entry in fields(Settings)]
+    missing = [name for name in names if name not in content and name not in ADDED]
     if missing:
         raise Med3dError(f"{path}: lacks {', '.join(missing)}")
     try:
-        return Settings(**{name: content[name] for name in names})
+        return Settings(**{name: content[name] for name in names if name in content})
     except Med3dError as error:
         raise Med3dError(f"{path}: {error}") from error
 

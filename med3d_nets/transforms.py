@@ -1,4 +1,4 @@
-"""What the ``whole`` recipe needs and MONAI lacks, as MONAI transforms on channel-first volumes."""
+"""What the recipes need and MONAI lacks, as MONAI transforms on channel-first volumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from monai.transforms import MapTransform, Randomizable, SpatialCrop
 from monai.transforms.utils import generate_spatial_bounding_box
 from torch import Tensor
 
-__all__ = ["FillEmptyWithNoised", "RandCropAroundForegroundd", "RestoreGridd", "not_background"]
+__all__ = [
+    "FillEmptyWithNoised",
+    "NormalizeByTrainingSetd",
+    "RandCropAroundForegroundd",
+    "RestoreGridd",
+    "not_background",
+]
 
 
 def not_background(volume: Tensor) -> Tensor:
@@ -90,6 +96,30 @@ class FillEmptyWithNoised(MapTransform):
             noise = np.random.RandomState(zlib.crc32(content.tobytes())).standard_normal(content.shape)
             filled[key] = torch.where(volume == 0, torch.as_tensor(noise, dtype=volume.dtype), volume)
         return filled
+
+
+class NormalizeByTrainingSetd(MapTransform):
+    """Clip to bounds of the training set, then normalise by its mean and standard deviation, as nnU-Net does for CT.
+
+    MONAI's ``ScaleIntensityRanged`` computes the same from numbers that a config would have to work out.
+
+    Args:
+        keys: volumes, ``(channel, depth, height, width)``.
+        intensity: ``lower``, ``upper``, ``mean`` and ``std`` in the images' unit (HU in CT).
+    """
+
+    def __init__(self, keys: KeysCollection, intensity: Mapping[str, float]) -> None:
+        super().__init__(keys)
+        self.intensity = intensity
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Normalise the volumes of one case."""
+        known = self.intensity
+        normalised = dict(data)
+        for key in self.key_iterator(normalised):
+            volume = normalised[key].clamp(known["lower"], known["upper"])
+            normalised[key] = (volume - known["mean"]) / known["std"]
+        return normalised
 
 
 class RestoreGridd(MapTransform):

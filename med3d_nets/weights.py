@@ -189,7 +189,7 @@ def read_architecture(state: Mapping[str, Tensor], source: str | os.PathLike[str
         found = "is missing" if stem is None else f"is of shape {tuple(stem.shape)}"
         raise Med3dError(f"{source}: conv1.weight {found}, expected (64, channels, 7, 7, 7)")
     shortcut = "B" if any(".downsample." in name for name in state) else "A"
-    last = state.get("head.6.weight")
+    last = state.get("head.6.weight", state.get("head.classifier.weight"))
     return Architecture(depths[0], shortcut, stem.shape[1], last.shape[0] if last is not None and last.dim() else None)
 
 
@@ -234,7 +234,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | os
     module.load_state_dict(dict(state))
 
 
-def load_pretrained(network: nn.Module, path: str, variant: str) -> dict[str, Any] | None:
+def load_pretrained(network: nn.Module, path: str, variant: str, resume_path: str = "") -> dict[str, Any] | None:
     """Load pretrained weights into a network and log what was loaded and what stays fresh.
 
     Args:
@@ -242,6 +242,7 @@ def load_pretrained(network: nn.Module, path: str, variant: str) -> dict[str, An
         path: ``models/pretrained.pt``, a published ``.pth`` or a checkpoint of the original ``train.py``; empty for
             none.
         variant: the network's variant, for the message.
+        resume_path: checkpoint whose weights will replace them, so that they are not read; empty for none.
 
     Returns:
         ``{"file", "sha256", "tensors"}``, or None if ``path`` is empty. The digest is the published file's where
@@ -250,6 +251,9 @@ def load_pretrained(network: nn.Module, path: str, variant: str) -> dict[str, An
     Raises:
         Med3dError: if the file is missing or does not fit; the network is then as it was.
     """
+    if resume_path:
+        logger.info("going on from %s", resume_path)
+        return None
     if not path:
         logger.info("no pretrained weights: training from scratch")
         return None
@@ -273,7 +277,7 @@ def load_pretrained(network: nn.Module, path: str, variant: str) -> dict[str, An
         head = {}
     fresh = [name for name in expected if name.startswith("head.")] if not head else []
     load_strict(network, {**state, **{name: expected[name] for name in fresh}}, path)
-    logger.info("%s: loaded %d tensors; fresh: %s", path, len(state), ", ".join(fresh) or "none")
+    logger.info("%s: loaded %d tensors; fresh: %s", path, len(state), f"the head ({len(fresh)})" if fresh else "none")
     return {"file": os.path.basename(path), "sha256": _published_sha256(path), "tensors": len(state)}
 
 

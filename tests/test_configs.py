@@ -23,6 +23,8 @@ BUILTINS = {"len", "max"}
 COMBINATIONS = [
     ("train",),
     ("train", "multi_gpu_train"),
+    ("train", "patch"),
+    ("train", "patch", "multi_gpu_train"),
     ("train", "evaluate"),
     ("train", "evaluate", "multi_gpu_evaluate"),
     ("inference",),

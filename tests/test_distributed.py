@@ -29,6 +29,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 TRAIN = "['configs/train.json','configs/multi_gpu_train.json']"
 EVALUATE = ["configs/train.json", "configs/evaluate.json"]
 SMALL = {"n_seg_classes": 3, "input_D": 16, "input_H": 20, "input_W": 16, "pretrain_path": "", "n_epochs": 3}
+SMALL |= {"no_cuda": True}
 FROZEN = {"freeze_batch_norm": "['encoder','head']", "learning_rate": 1e-5}
 
 
@@ -84,6 +85,17 @@ def test_each_gpu_needs_a_process(gpu_id: Any, processes: int, monkeypatch: pyte
     assert f"torchrun --nproc_per_node={count} " in text
 
 
+@pytest.mark.parametrize("gpu_id", [[1, 1], "0,1", ["0"]])
+def test_gpus_are_different_numbers(gpu_id: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, gpus=4, processes=2)
+    assert "expected a number, or different numbers" in message(select_device, gpu_id=gpu_id)
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, gpus=1, processes=2)
+    assert message(select_device, gpu_id=[]).endswith("1 GPU for 2 processes: start torchrun with --nproc_per_node=1")
+
+
 def test_start_needs_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     assert "torchrun --nproc_per_node=N" in message(start)
@@ -128,7 +140,7 @@ def test_each_case_is_dealt_once(monkeypatch: pytest.MonkeyPatch) -> None:
         dealt.append(list(each_once(range(7))))
         assert dealt[-1] == shard(range(7))
     assert sorted(case for share in dealt for case in share) == list(range(7))
-    assert message(each_once, range(2)) == "found 2 cases for 3 processes; start at most one a case"
+    assert message(each_once, range(2)).endswith("start torchrun with --nproc_per_node=2")
     monkeypatch.setattr(dist, "all_gather_object", lambda shares, _: shares.__setitem__(slice(None), dealt))
     assert gather(dealt[-1]) == list(range(7))
     assert gather_shares(dealt[-1]) == dealt
@@ -179,6 +191,39 @@ def test_rank_0_alone_writes(one_and_two: tuple[Path, Path, str]) -> None:
         assert printed.count(text) == (3 if "Iter" in text else 1), text
 
 
+@pytest.mark.slow
+def test_two_processes_resume_what_two_began(
+    one_and_two: tuple[Path, Path, str], dataset: Path, bundle_run: Run, tmp_path: Path
+) -> None:
+    """And one that would go through a part of the cases is refused."""
+    checkpoint = one_and_two[1] / "models" / "checkpoint_epoch=2.pt"
+    options = {**SMALL, **FROZEN, "data_root": dataset, "resume_path": checkpoint, "batch_size": 2}
+    options |= {"ckpt_dir": tmp_path / "m", "output_dir": tmp_path / "out"}
+    refused = bundle_run("training", "configs/train.json", **options)
+    assert refused.returncode == 1
+    assert "its epochs have 2 iterations, but this run's have 3" in refused.stderr
+    done = bundle_run("training", TRAIN, processes=2, **options)
+    assert done.returncode == 0, done.stderr
+    whole, resumed = (
+        read_checkpoint(folder / "checkpoint_epoch=3.pt")["model"]
+        for folder in (one_and_two[1] / "models", tmp_path / "m")
+    )
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")
+def test_two_gpus_normalise_with_the_batch_of_both(dataset: Path, bundle_run: Run, tmp_path: Path) -> None:
+    """In training mode, thanks to ``SyncBatchNorm``; in single precision, so that the curves can agree."""
+    options = {**SMALL, "no_cuda": False, "amp": False, "learning_rate": 1e-5, "data_root": dataset}
+    for config, processes in (("configs/train.json", 1), (TRAIN, 2)):
+        folder = tmp_path / str(processes)
+        done = bundle_run("training", config, processes=processes, batch_size=4 // processes, **options,
+                          ckpt_dir=folder / "models", output_dir=folder / "eval")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-3)
+
+
 @pytest.fixture(scope="module")
 def uneven(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A list of three cases, for two processes."""
@@ -188,6 +233,7 @@ def uneven(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_each_case_once(
     one_and_two: tuple[Path, Path, str], uneven: Path, bundle_run: Run, tmp_path: Path
 ) -> None:
@@ -195,8 +241,8 @@ def test_two_processes_evaluate_each_case_once(
     tables = []
     for processes in (1, 2):
         config = str(EVALUATE + ["configs/multi_gpu_evaluate.json"] * (processes - 1))
-        done = bundle_run("evaluating", config, processes=processes, data_root=uneven.parent, val_list=uneven,
-                          ckpt_dir=models, output_dir=tmp_path / str(processes))  # fmt: skip
+        options = {"data_root": uneven.parent, "val_list": uneven, "ckpt_dir": models, "no_cuda": True}
+        done = bundle_run("evaluating", config, processes=processes, **options, output_dir=tmp_path / str(processes))
         assert done.returncode == 0, done.stderr
         tables.append([(tmp_path / str(processes) / f"metrics{kind}.csv").read_text() for kind in ("", "_summary")])
     assert tables[0][0].count("\n") == 4
@@ -210,7 +256,7 @@ def test_two_processes_infer_each_volume_once(
     models = one_and_two[0] / "models"
     for processes in (1, 2):
         config = str(["configs/inference.json"] + ["configs/multi_gpu_inference.json"] * (processes - 1))
-        done = bundle_run("inference", config, processes=processes, img_list=uneven,
+        done = bundle_run("inference", config, processes=processes, no_cuda=True, img_list=uneven,
                           ckpt_dir=models, output_dir=tmp_path / str(processes))  # fmt: skip
         assert done.returncode == 0, done.stderr
     names = [sorted(path.name for path in (tmp_path / str(processes)).iterdir()) for processes in (1, 2)]
@@ -221,6 +267,7 @@ def test_two_processes_infer_each_volume_once(
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_error_of_all_processes_is_shown_once(bundle_run: Run, dataset: Path, tmp_path: Path) -> None:
     options = {**SMALL, "n_seg_classes": 2, "data_root": dataset, "ckpt_dir": tmp_path / "m", "output_dir": tmp_path}
     done = bundle_run("training", TRAIN, processes=2, **options)

@@ -246,6 +246,18 @@ def test_equality_of_resumed_trainings_needs_the_seed(changes: dict[str, Any], t
     assert not torch.equal(found["0.weight"], expected["0.weight"])
 
 
+def test_resuming_with_another_schedule_follows_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """The first two epochs of four were planned as all; the rates then go on as if four had been."""
+    rates: list[float] = []
+    first = Parts(tmp_path / "a", n_epochs=2)
+    first.scheduler.step_size = 1
+    first.run()
+    parts = Parts(tmp_path / "b", n_epochs=5, resume_path=checkpoint(tmp_path / "a", 2))
+    at(Events.EPOCH_STARTED, lambda engine: rates.append(parts.optimizer.param_groups[0]["lr"]), parts).run()
+    assert rates == pytest.approx([0.1, 0.01, 0.01])
+    assert "with step_size 1; going on with 3" in caplog.text
+
+
 class Scaler:
     """Stands in for the scaler of a training in half precision, which needs a GPU."""
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from published import empty_net, golden_params, redraw, relative_error, run_golden
 
-from med3d_nets.networks import HEADS, SegmentationNet, create_model
+from med3d_nets.networks import HEADS, SegmentationNet, create_model, freeze_batch_norm
 from med3d_nets.resnet import DEPTHS
 from med3d_nets.variants import VARIANTS
 from med3d_nets.weights import inflate_stem, load_strict, map_names
@@ -75,7 +75,7 @@ def test_create_model_builds_the_variant(row):
         ({"model_depth": 50}, "model_depth is 50, but resnet_18 has 18"),
         ({"resnet_shortcut": "B"}, "resnet_shortcut is 'B', but resnet_18 has 'A'"),
         ({"n_seg_classes": 1}, "n_seg_classes counts the background too, so it is at least 2, got 1"),
-        ({"head": "unet"}, f"head must be one of {', '.join(HEADS)}, got 'unet'"),
+        ({"head": "fpn"}, f"head must be one of {', '.join(HEADS)}, got 'fpn'"),
     ],
 )
 def test_create_model_refuses(options, message):
@@ -83,11 +83,63 @@ def test_create_model_refuses(options, message):
         create_model(**{"variant": "resnet_18", **options})
 
 
-def test_training_changes_every_parameter():
+@pytest.mark.parametrize("head", HEADS)
+def test_training_changes_every_parameter(head):
     torch.manual_seed(0)
-    net = SegmentationNet(10, "B", 2).train()
+    net = SegmentationNet(10, "B", 2, head=head).train()
     before = {name: value.detach().clone() for name, value in net.named_parameters()}
     loss = net(torch.rand(2, 1, 16, 24, 16)).logsumexp(1).square().mean()
     loss.backward()
     torch.optim.SGD(net.parameters(), 0.1).step()
     assert [name for name, value in net.named_parameters() if torch.equal(value, before[name])] == []
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+@pytest.mark.parametrize("size", [(9, 15, 21), (1, 1, 1), (3, 64, 40), (16, 16, 16)])
+def test_unet_answers_at_any_size_and_scripts(shortcut, size):
+    torch.manual_seed(0)
+    net = SegmentationNet(10, shortcut, 4, in_channels=2, head="unet").eval()
+    x = torch.rand(2, 2, *size)
+    with torch.no_grad():
+        logits = net(x)
+        assert logits.shape == (2, 4, *size)
+        assert logits.isfinite().all()
+        assert relative_error(torch.jit.script(net)(x), logits) < 1e-5
+
+
+def test_unet_sees_every_stage_and_the_input():
+    """A change of any of them alone changes the answer at full resolution."""
+    torch.manual_seed(0)
+    net = SegmentationNet(10, "B", 2, head="unet").eval()
+    x = torch.rand(1, 1, 24, 24, 24)
+    with torch.no_grad():
+        features = net.encoder(x)
+        logits = net.head(features, x)
+        for index in range(5):
+            changed = [feature + (place == index) * torch.rand_like(feature) for place, feature in enumerate(features)]
+            assert relative_error(net.head(changed, x), logits) > 1e-3
+        bright = x.clone()
+        bright[0, 0, 12, 12, 12] += 5
+        difference = (net.head(features, bright) - logits).abs().amax(1)[0]
+    assert difference[12, 12, 12] > 10 * difference[:8].mean()  # sharp, to the voxel
+
+
+def test_unet_keeps_the_encoder():
+    state = redraw(10, "B", 2)
+    one, other = SegmentationNet(10, "B", 2).eval(), SegmentationNet(10, "B", 2, head="unet").eval()
+    for net in (one, other):
+        load_strict(net.encoder, {name: value for name, value in state.items() if "conv_seg" not in name}, "redrawn")
+    x = torch.rand(1, 1, 16, 24, 16)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(one.encoder(x), other.encoder(x), strict=True))
+
+
+def test_frozen_batch_norms_keep_their_statistics_while_training():
+    net = freeze_batch_norm(SegmentationNet(10, "B", 2), ["encoder.layer1", "head"]).train()
+    before = {name: value.clone() for name, value in net.named_buffers() if name.endswith("running_mean")}
+    net(torch.rand(2, 1, 16, 16, 16)).mean().backward()
+    kept = {name for name, value in net.named_buffers() if name in before and torch.equal(value, before[name])}
+    assert kept == {name for name in before if name.startswith(("encoder.layer1", "head"))}
+    assert net.encoder.layer1[0].bn1.weight.grad is not None
+    with pytest.raises(ValueError, match="no batch norm is called 'neck'; they lie in encoder, head"):
+        freeze_batch_norm(net, ["neck"])

@@ -6,7 +6,7 @@ import pytest
 from conftest import BUNDLE
 
 from med3d_nets.errors import Med3dError
-from med3d_nets.options import check_command_line, unknown_options
+from med3d_nets.options import check_command_line, check_words, unknown_options
 
 
 def test_unknown_options_come_with_the_nearest_known() -> None:
@@ -23,6 +23,27 @@ def test_unknown_options_come_with_the_nearest_known() -> None:
     ]
     found = unknown_options(arguments, ["n_epochs", "train", "data_root"])
     assert found == ["--n_epoch (did you mean --n_epochs?)", "--xyz"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("--gpu_id 0 1 --n_epochs 3", "'1' belongs to no option.*--gpu_id"),
+        ("--data_root my scans", "'scans' belongs to no option"),
+        ("--no_cuda --n_epochs 3", "--no_cuda needs a value: --no_cuda True"),
+        ("--n_epochs 3 --no_cuda", "--no_cuda needs a value"),
+    ],
+)
+def test_words_that_fire_takes_for_something_else(words: str, text: str) -> None:
+    with pytest.raises(Med3dError, match=text):
+        check_words(["run", "training", *words.split()])
+
+
+@pytest.mark.parametrize(
+    "words", ["", "training", "training --overwrite --n_epochs 3", "training --no_cuda=True --a -1"]
+)
+def test_words_that_are_right(words: str) -> None:
+    check_words(["run", *words.split()])
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str, program: str = "/x/monai/bundle/__main__.py") -> None:

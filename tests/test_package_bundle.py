@@ -221,7 +221,8 @@ def test_the_same_input_gives_the_same_bytes(
 def test_the_configs_get_the_recorded_settings_and_stay_as_they_were(trained_zip: Path, pretrained_zip: Path) -> None:
     settings = {"n_seg_classes": 3, "class_names": CLASSES, "in_channels": 1, "head": "medicalnet"}
     settings |= {"input_D": 16, "input_H": 20, "input_W": 16, "fill_empty_with_noise": True}
-    settings["pretrain_path"] = "$@bundle_root + '/models/model.pt'"  # training goes on from the packaged weights
+    # Training goes on from the packaged weights, whose head is not new.
+    settings |= {"pretrain_path": "$@bundle_root + '/models/model.pt'", "new_layer_names": []}
     packaged = entries(trained_zip)
     for name in (file for file in RENDERED if re.match(r"configs/.*\.json", file)):
         before, after = json.loads((BUNDLE / name).read_text()), json.loads(packaged[name])

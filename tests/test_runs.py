@@ -254,7 +254,6 @@ def test_resuming_from_plain_weights_or_nothing(tmp_path: Path):
     [
         ("variant", "resnet_18"),
         ("head", "other"),
-        ("recipe", "patch"),
         ("in_channels", 2),
         ("class_names", ["background", "left", "right"]),
         ("input_size", [16, 20, 32]),
@@ -277,7 +276,9 @@ def test_resuming_without_the_pretrained_weights(tmp_path: Path):
 def test_resuming_a_finished_training(n_epochs: int, tmp_path: Path):
     path = write_checkpoint(tmp_path / "a.pt")
     shown = message(check_model_folder, str(tmp_path), SETTINGS, path, n_epochs, False)
-    assert shown == f"{path}: 2 epochs are done, expected n_epochs above that, got {n_epochs}"
+    assert (
+        shown == f"{path}: the training is complete, with 2 epochs; to go on, raise n_epochs above that, got {n_epochs}"
+    )
 
 
 def test_label_maps_are_not_overwritten(tmp_path: Path):

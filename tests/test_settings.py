@@ -14,7 +14,7 @@ import torch
 
 import med3d_nets
 from med3d_nets.errors import Med3dError
-from med3d_nets.settings import Settings, check_settings, name_classes, read_settings
+from med3d_nets.settings import ADDED, Settings, check_settings, name_classes, read_settings
 
 BASE = {
     "variant": "resnet_10",
@@ -25,6 +25,8 @@ BASE = {
     "input_size": [16, 20, 24],
     "fill_empty_with_noise": True,
     "pretrained": {"file": "pretrained.pt", "sha256": "ab", "tensors": 62},
+    "spacing": [],
+    "intensity": None,
 }
 
 
@@ -84,7 +86,28 @@ def test_json_that_is_no_dictionary(tmp_path: Path):
     assert message(read_settings, path) == f"{path}: format 'list', expected 1"
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
+@pytest.mark.parametrize("name", ADDED)
+def test_settings_of_the_first_version_are_read(name: str, tmp_path: Path):
+    assert read_settings(write(tmp_path / "model.json", **{name: ...})) == Settings(**BASE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"recipe": "slices"}, "recipe is 'slices', expected whole or patch"),
+        ({"recipe": "patch"}, "spacing is [], expected 3 numbers of mm for recipe 'patch'"),
+        (
+            {"recipe": "patch", "spacing": [1, 0, 1]},
+            "spacing is [1, 0, 1], expected 3 numbers of mm for recipe 'patch'",
+        ),
+        ({"spacing": [1, 1, 1]}, "spacing is [1, 1, 1], expected 0 numbers of mm for recipe 'whole'"),
+    ],
+)
+def test_recipe_and_spacing_agree(changes: dict[str, Any], text: str):
+    assert message(Settings, **{**BASE, **changes}).startswith(text)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Settings) if field.name not in ADDED])
 def test_every_setting_must_be_there(name: str, tmp_path: Path):
     path = write(tmp_path / "model.json", **{name: ...})
     assert message(read_settings, path) == f"{path}: lacks {name}"

@@ -7,7 +7,6 @@ The file is checked against the published digest and against the network before 
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -15,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tool runs from a checkout that is not installed
 
-from med3d_nets import errors, networks, variants, weights  # noqa: E402
+from med3d_nets import commands, networks, variants, weights  # noqa: E402
 from med3d_nets.errors import Med3dError  # noqa: E402
 from med3d_nets.variants import Variant  # noqa: E402
 from med3d_nets.weights import Architecture  # noqa: E402
@@ -254,25 +252,8 @@ def _stated_by(row: Variant) -> str:
 
 
 def main() -> None:
-    """Run :func:`convert` with the options of the command line; exit with 1 for an error that the user can mend."""
-    calls = []
-
-    # Fire would call convert first and complain about a misspelt option afterwards, with the file already written.
-    @functools.wraps(convert)
-    def collect(*args: Any, **options: Any) -> None:
-        calls.append(functools.partial(convert, *args, **options))
-
-    fire.Fire(collect)
-    try:
-        for call in calls:
-            call()
-    except Exception as error:
-        shown = errors.explain(error, {}) or (error if isinstance(error, OSError) else None)
-        if shown is None:
-            raise
-        sys.stdout.flush()
-        print(f"error: {shown}", file=sys.stderr)
-        sys.exit(1)
+    """Run :func:`convert` with the options of the command line."""
+    commands.run_tool(convert)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,19 @@ the environment names (``http_proxy``, ``https_proxy``, ``no_proxy``).
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import fire
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tool runs from a checkout that is not installed
 
 import convert_pth  # noqa: E402
 
-from med3d_nets import download, errors, variants, weights  # noqa: E402
+from med3d_nets import commands, download, errors, variants, weights  # noqa: E402
 from med3d_nets.errors import Med3dError  # noqa: E402
 from med3d_nets.variants import Variant  # noqa: E402
 
@@ -162,28 +158,8 @@ def _shown(error: Exception) -> Exception | None:
 
 
 def main() -> None:
-    """Run :func:`download_weights` with the command line's options; exit with 1 for an error that the user can mend."""
-    calls: list[Callable[[], None]] = []
-
-    # Fire would fetch first and complain about a misspelt option afterwards.
-    @functools.wraps(download_weights)
-    def collect(*args: Any, **options: Any) -> None:
-        calls.append(functools.partial(download_weights, *args, **options))
-
-    fire.Fire(collect)
-    try:
-        for call in calls:
-            call()
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        shown = _shown(error)
-        if shown is None:
-            raise
-        sys.stdout.flush()
-        print(f"error: {shown}", file=sys.stderr)
-        sys.exit(1)
+    """Run :func:`download_weights` with the options of the command line."""
+    commands.run_tool(download_weights)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tool runs from a checkout that is not installed
 
-from med3d_nets import create_model, errors, variants  # noqa: E402
+from med3d_nets import create_model, variants  # noqa: E402
+from med3d_nets.commands import exit_with_message  # noqa: E402
 from med3d_nets.dilation import DilatedConv3d  # noqa: E402
 from med3d_nets.errors import Med3dError  # noqa: E402
 
@@ -169,18 +170,11 @@ def main() -> None:
     parser.add_argument("--n_seg_classes", type=int, default=2)
     given = parser.parse_args()
     size = (given.input_D, given.input_H, given.input_W)
-    try:
+    with exit_with_message():
         if min(size) < 1:
             raise Med3dError(f"--input_D, --input_H and --input_W are numbers of voxels from 1, got {size}")
         print(f"{size[0]} x {size[1]} x {size[2]} voxels, {given.n_seg_classes} classes, float32 unless stated\n")
         print(table(given.variants or variants.list_variants(), size, given.n_seg_classes))
-    except Exception as error:
-        shown = errors.explain(error, {})
-        if shown is None:
-            raise
-        sys.stdout.flush()
-        print(f"error: {shown}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

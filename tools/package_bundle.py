@@ -9,7 +9,6 @@ written.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -22,15 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
-from fire.decorators import SetParseFn
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tool runs from a checkout that is not installed
 
-from med3d_nets import errors, model_card, networks, weights  # noqa: E402
+from med3d_nets import commands, model_card, networks, weights  # noqa: E402
 from med3d_nets.errors import Med3dError  # noqa: E402
 from med3d_nets.model_card import Pretrained, Trained  # noqa: E402
 from med3d_nets.settings import read_settings  # noqa: E402
@@ -45,7 +42,7 @@ REQUIRED = (*CONFIGS, "docs/README.md", "docs/data_license.txt", "LICENSE")
 SIZES = ("input_D", "input_H", "input_W")
 RECORDED = ("n_seg_classes", "class_names", "in_channels", *SIZES, "fill_empty_with_noise", "head")
 DEFAULTS = {
-    "configs/train.json": (*RECORDED, "pretrain_path"),
+    "configs/train.json": (*RECORDED, "pretrain_path", "new_layer_names"),
     "configs/inference.json": ("n_seg_classes", "in_channels", "head"),
 }
 """Top-level ids of the configs that get the recorded settings of trained weights, from which training goes on."""
@@ -292,7 +289,7 @@ def _contents(bundle: Bundle, found: Pretrained | Trained, name: str) -> dict[st
         changed += DEFAULTS
         known = dataclasses.asdict(found.settings) | {"n_seg_classes": found.settings.n_seg_classes}
         known |= dict(zip(SIZES, found.settings.input_size, strict=True))
-        known["pretrain_path"] = "$@bundle_root + '/models/model.pt'"
+        known |= {"pretrain_path": "$@bundle_root + '/models/model.pt'", "new_layer_names": []}
         for path, ids in DEFAULTS.items():
             missing = [key for key in ids if key not in bundle.configs[path]]
             if missing:
@@ -377,25 +374,8 @@ def _report(target: Path, name: str, version: str, kind: str, entries: list[str]
 
 
 def main() -> None:
-    """Run :func:`package` with the options of the command line; exit with 1 for an error that the user can mend."""
-    calls = []
-
-    # Fire would call package first and complain about a misspelt option afterwards, with the zip already written.
-    @functools.wraps(package)
-    def collect(*args: Any, **options: Any) -> None:
-        calls.append(functools.partial(package, *args, **options))
-
-    fire.Fire(SetParseFn(str, *TEXTS)(collect))
-    try:
-        for call in calls:
-            call()
-    except Exception as error:
-        shown = errors.explain(error, {}) or (error if isinstance(error, OSError) else None)
-        if shown is None:
-            raise
-        sys.stdout.flush()
-        print(f"error: {shown}", file=sys.stderr)
-        sys.exit(1)
+    """Run :func:`package` with the options of the command line."""
+    commands.run_tool(package, TEXTS)
 
 
 if __name__ == "__main__":

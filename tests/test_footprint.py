@@ -1,0 +1,49 @@
+"""What an iteration is counted to need, and the memory that is found for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from med3d_nets import footprint
+from med3d_nets.errors import Med3dError
+from med3d_nets.footprint import Cost, find_memory_gb, iteration_cost, training_cost
+from med3d_nets.networks import HEADS
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_memory_and_operations_grow_with_the_voxels(head: str) -> None:
+    cost = training_cost("resnet_10", 3, 2, head)
+    n_bytes, flop = iteration_cost("resnet_10", (80, 64, 96), 3, 3, 2, head)
+    n_voxels = 3 * 80 * 64 * 96
+    assert cost.n_bytes(n_voxels) == pytest.approx(n_bytes, rel=0.02)
+    assert cost.voxel_flop * n_voxels == pytest.approx(flop, rel=0.02)
+    assert cost.n_voxels(cost.n_bytes(n_voxels)) == pytest.approx(n_voxels, rel=1e-3)
+    assert cost.n_voxels(cost.fixed_bytes / 2) == 0
+
+
+def test_unknown_names_are_told() -> None:
+    with pytest.raises(Med3dError, match="no variant 'resnet_11'"):
+        training_cost("resnet_11")
+    with pytest.raises(Med3dError, match="head must be one of"):
+        training_cost("resnet_10", head="feet")
+
+
+def test_the_machine_is_shared_by_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = find_memory_gb("cpu")
+    assert 0.1 < whole < 1e5
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert find_memory_gb("cpu") == pytest.approx(whole / 4)
+
+
+def test_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        total_memory = 24 * 10**9
+
+    monkeypatch.setattr(footprint.torch.cuda, "get_device_properties", lambda device: Properties)
+    assert find_memory_gb("cuda:0") == 24
+
+
+def test_cost_is_a_line() -> None:
+    cost = Cost(1000, 10.0, 5.0)
+    assert cost.n_bytes(50) == 1500
+    assert cost.n_voxels(1505) == 50

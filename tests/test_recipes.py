@@ -1,0 +1,64 @@
+"""The ``patch`` recipe: the shipped JSON, and what it calls."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import BUNDLE
+from monai.inferers import SimpleInferer, SlidingWindowInferer
+from test_every_bundle import workflow
+
+from med3d_nets.planning import Plan
+from med3d_nets.recipes import make_inferer, rotate_range
+from med3d_nets.settings import Settings, read_settings
+
+PATCH = Settings("resnet_10", "unet", "patch", 1, ["background", "one"], [16, 16, 8], spacing=[1, 1, 3])
+PLAN = Plan("RAS", (1.0, 1.0, 3.0), (64, 64, 16), 2, None, (), True, {})
+
+
+def test_each_recipe_has_its_inferer() -> None:
+    whole = replace(PATCH, recipe="whole", spacing=[])
+    assert type(make_inferer(whole)) is SimpleInferer
+    inferer = make_inferer(PATCH)
+    assert type(inferer) is SlidingWindowInferer
+    assert list(inferer.roi_size) == [16, 16, 8]
+    volume = torch.rand(1, 1, 21, 40, 11)
+    torch.testing.assert_close(inferer(volume, lambda patch: 2 * patch), 2 * volume)
+
+
+def test_a_flat_patch_is_turned_within_its_plane() -> None:
+    assert rotate_range(PLAN, 0.3) == [0, 0, 0.3]
+    assert rotate_range(replace(PLAN, patch_size=(16, 64, 64)), 0.3) == [0.3, 0, 0]
+    assert rotate_range(replace(PLAN, anisotropic=False), 0.3) == [0.3, 0.3, 0.3]
+
+
+def test_patches_from_training_to_the_label_map(dataset: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BUNDLE, tmp_path / "my bundles" / BUNDLE.name))
+    data = {"data_root": str(dataset), "n_seg_classes": 3}
+    training = workflow(folder, "train", "train", "patch", **data, pretrain_path="", n_epochs=1, patch_size=[16, 16, 8])
+    assert training.check_properties() == []
+    training.run_id = "training"
+    training.run()
+    settings = read_settings(folder / "models" / "model.json")
+    assert (settings.recipe, settings.head, list(settings.input_size)) == ("patch", "unet", [16, 16, 8])
+    np.testing.assert_allclose(settings.spacing, [0.8, 1.1, 2.5], atol=0.01)  # turned to RAS
+
+    evaluation = workflow(folder, "train", "train", "evaluate", data_root=str(dataset))
+    evaluation.run()
+    scores = json.loads((folder / "models" / "model.json").read_text())["validation"]
+    assert evaluation.evaluator.state.metrics["val_mean_dice"] == pytest.approx(scores["val_mean_dice"], abs=1e-5)
+
+    image = dataset / "images" / "case_0.nii.gz"
+    inference = workflow(folder, "inference", "inference", data_root=str(dataset), img_list=str(image))
+    assert inference.check_properties() == []
+    inference.run()
+    answer, scan = nibabel.load(folder / "predictions" / "case_0_seg.nii.gz"), nibabel.load(image)
+    assert answer.shape == scan.shape
+    np.testing.assert_array_equal(answer.affine, scan.affine)
