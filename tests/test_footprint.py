@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from med3d_nets import footprint
 from med3d_nets.errors import Med3dError
-from med3d_nets.footprint import Cost, find_memory_gb, iteration_cost, training_cost
+from med3d_nets.footprint import Cost, LiveTensors, find_memory_gb, iteration_cost, training_cost
 from med3d_nets.networks import HEADS
 
 
@@ -47,3 +48,17 @@ def test_cost_is_a_line() -> None:
     cost = Cost(1000, 10.0, 5.0)
     assert cost.n_bytes(50) == 1500
     assert cost.n_voxels(1505) == 50
+
+
+def test_live_tensors_are_counted_once_and_until_they_are_freed() -> None:
+    live = LiveTensors()
+    with live:
+        first = torch.zeros(100, device="meta")
+        view = first[:50].view(5, 10)  # no bytes of its own
+        assert live.peak == 400
+        del first
+        torch.zeros(10, device="meta")  # the view keeps the hundred alive
+        assert live.peak == 440
+        del view
+        torch.zeros(105, device="meta")
+        assert live.peak == 440

@@ -14,17 +14,11 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from monai.losses import DiceCELoss
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tool runs from a checkout that is not installed
@@ -33,6 +27,7 @@ from med3d_nets import create_model, variants  # noqa: E402
 from med3d_nets.commands import exit_with_message  # noqa: E402
 from med3d_nets.dilation import DilatedConv3d  # noqa: E402
 from med3d_nets.errors import Med3dError  # noqa: E402
+from med3d_nets.footprint import iteration_cost  # noqa: E402
 
 DEFAULT_SIZE = (56, 448, 448)
 GPUS = (8, 16, 24, 80)
@@ -55,41 +50,6 @@ class Memory:
     mixed_mb: int
 
 
-class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive while operators run in this context.
-
-    Attributes:
-        peak: the largest number of bytes so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._now = 0
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run one operator and count what it allocated."""
-        result = func(*args, **(kwargs or {}))
-        self.add(*(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)))
-        return result
-
-    def add(self, *tensors: Tensor) -> None:
-        """Count tensors, views of one storage once, until they are freed."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._sizes:
-                self._sizes[storage._cdata] = storage.nbytes()
-                self._now += storage.nbytes()
-                weakref.finalize(storage, self._drop, storage._cdata)
-        self.peak = max(self.peak, self._now)
-
-    def _drop(self, key: int) -> None:
-        self._now -= self._sizes.pop(key)
-
-
 def peak_bytes(variant: str, size: tuple[int, int, int], batch: int, n_seg_classes: int = 2, half: bool = False) -> int:
     """Bytes that are alive at the peak of a training iteration as ``train.json`` makes it.
 
@@ -103,25 +63,7 @@ def peak_bytes(variant: str, size: tuple[int, int, int], batch: int, n_seg_class
     Raises:
         ValueError: if the input is too small for batch normalisation.
     """
-    with torch.device("meta"):
-        network = create_model(variant, n_seg_classes).to(torch.float16 if half else torch.float32).train()
-        image, label = torch.empty(batch, 1, *size), torch.empty(batch, 1, *size)
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
-    # foreach is what SGD chooses by itself on a GPU.
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-3, foreach=True)
-    gradients = [torch.zeros_like(parameter) for parameter in network.parameters()]
-    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-        parameter.grad = gradient
-    optimiser.step()
-    live = LiveTensors()
-    live.add(image, label, *network.parameters(), *network.buffers(), *gradients)
-    live.add(*(state["momentum_buffer"] for state in optimiser.state.values()))
-    with live:
-        optimiser.zero_grad(set_to_none=False)  # as MONAI's trainer does
-        prediction = network(image.to(torch.float16) if half else image)  # which the trainer keeps, so it has a name
-        loss_function(prediction.float(), label).backward()
-        optimiser.step()
-    return live.peak
+    return iteration_cost(variant, size, batch, n_seg_classes, half=half)[0]
 
 
 def count(variant: str, size: tuple[int, int, int] = DEFAULT_SIZE, n_seg_classes: int = 2) -> Memory:
