@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,15 @@ class _SeededItems(Dataset):
 
 
 class _MemoryCache(_SeededItems, CacheDataset):
-    """MONAI's ``CacheDataset``."""
+    """MONAI's ``CacheDataset``, which waits for its threads when one of them fails.
+
+    MONAI leaves them running: a process that ends on the error then aborts in the middle of their work.
+    """
+
+    def _fill_cache(self, indices: Any = None) -> list[Any]:
+        indices = range(self.cache_num) if indices is None else list(indices)
+        with ThreadPoolExecutor(self.num_workers or 1) as pool:
+            return list(pool.map(self._load_cache_item, indices))
 
 
 class _DiskCache(_SeededItems, PersistentDataset):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from monai.transforms import (
     CropForegroundd,
     EnsureChannelFirstd,
     Invertd,
+    Lambda,
     LoadImaged,
     NormalizeIntensityd,
     RandGaussianNoised,
@@ -127,6 +130,28 @@ def test_files_are_read_once(cached: str, cases: list[dict[str, str]], tmp_path:
     for found in (first, again):
         assert all(torch.equal(one.as_tensor(), other.as_tensor()) for one, other in zip(found, expected, strict=True))
     assert len(list(tmp_path.rglob("*.pt"))) == (2 if cached else 0)
+
+
+def test_a_case_that_fails_leaves_no_thread_at_work():
+    """A process that ends with its error while a thread is inside PyTorch aborts, and its exit status says so."""
+    at_work = threading.Event()
+    ended = []
+
+    def step(case: dict[str, str]) -> dict[str, str]:
+        if case["name"] == "bad":
+            assert at_work.wait(10)
+            raise OSError("bad")
+        at_work.set()
+        time.sleep(0.2)
+        ended.append(case["name"])
+        return case
+
+    data = cached_dataset([], Compose([Lambda(step)]))
+    data.num_workers = 2
+    with pytest.raises(RuntimeError) as caught:
+        data.set_data([{"name": "bad"}, {"name": "slow"}])
+    assert "bad" in str(caught.value.__cause__)
+    assert ended == ["slow"]
 
 
 @pytest.mark.parametrize("cached", ["", "cache"])
