@@ -13,12 +13,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from monai.data.utils import partition_dataset
-
 from med3d_nets.checks import check_cases, identity, reason
 from med3d_nets.errors import Med3dError
+from med3d_nets.folds import check_groups, divide, fold_problems, hold_out, sort_cases
 
-__all__ = ["check_cases", "common_folder", "load_cases", "load_datalist", "load_images", "read_img_list"]
+__all__ = [
+    "check_cases",
+    "common_folder",
+    "load_cases",
+    "load_datalist",
+    "load_evaluation_cases",
+    "load_images",
+    "read_img_list",
+]
 
 Path: TypeAlias = str | os.PathLike[str]
 Cases: TypeAlias = list[dict[str, str]]
@@ -39,12 +46,16 @@ def load_datalist(
     in_channels: int = 1,
     val_fraction: float = 0.2,
     seed: int = 1,
+    folds: int = 0,
+    fold: int = -1,
+    patient_pattern: str = "",
     num_workers: int = 0,
 ) -> dict[str, Cases]:
     """Lists of training and validation cases whose files have been read and checked.
 
     Without a ``val_list``, the validation cases are the labelled "validation" section of a Decathlon json where it has
-    one, else a share of the cases, at least one, drawn from the sorted cases by ``seed``.
+    one, else a share of the cases, at least one, drawn from the sorted cases by ``seed``. With ``folds``, they are one
+    part of ``img_list``, and ``val_list`` is left for a test. Cases that share a label, or a patient, stay together.
 
     Args:
         data_root: folder that the paths in a text list are relative to ("": the working directory).
@@ -53,35 +64,84 @@ def load_datalist(
         val_list: such a list of the validation cases; "" or None where there is none.
         n_seg_classes: number of classes with the background; labels are whole numbers below it.
         in_channels: 1 for images of ``(x, y, z)`` or ``(x, y, z, 1)``, else images are ``(x, y, z, in_channels)``.
-        val_fraction: share of the cases to hold out.
+        val_fraction: share of the cases, or of the patients, to hold out.
         seed: of the draw.
+        folds: number of parts that ``img_list`` is divided into; 0: none.
+        fold: the part for validation, from 0.
+        patient_pattern: see :func:`~med3d_nets.folds.name_patients`; "": patients are not known.
         num_workers: threads that read files, each with one volume in memory (0: up to four).
 
     Returns:
-        The keys "training" and "validation", each with items ``{"image": path, "label": path}`` of absolute paths.
+        The keys "training", "validation" and "planning", each with items ``{"image": path, "label": path}`` of absolute
+        paths. Plans may look at the cases of the last: all of ``img_list`` with ``folds``, so that the folds share one
+        plan, else the training cases.
 
     Raises:
         Med3dError: with every problem found.
     """
-    _check_options(n_seg_classes, in_channels, val_fraction)
+    _check_options(n_seg_classes, in_channels, val_fraction, fold_problems(folds, fold, patient_pattern, choose=True))
     problems: list[str] = []
     training = _read_list("img_list", img_list, data_root, ["training"], problems)
     validation: Cases = []
-    if val_list:
+    if val_list and not folds:
         validation = _read_list("val_list", val_list, data_root, ["validation", "training"], problems)
-    elif _has_validation(img_list, data_root):
+    elif not folds and _has_validation(img_list, data_root):
         validation = _read_list("img_list", img_list, data_root, ["validation"], problems)
-    elif len(training) == 1:
-        problems.append(f"{img_list}: found 1 case; expected at least 2, one of them to hold out, or a val_list")
+    before = len(problems)
+    groups = check_groups(training, validation, img_list, data_root, folds, patient_pattern, problems)
+    if len(problems) > before:  # at once: the files take longer to check than this to mend
+        _raise_for(problems)
     for cases in (training, validation):
         problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
     known = {identity(case) for case in training}
     both = dict.fromkeys(case["image"] for case in validation if identity(case) in known)
     problems += [f"{path}: found in training and in validation; expected in one of them" for path in both]
     _raise_for(problems)
+    if folds:
+        _log.info("fold %d of %d of %s; val_list is left out, for a test", fold, folds, img_list)
+        parts = divide(groups, folds, seed)
+        others = [case for number, part in enumerate(parts) if number != fold for case in part]
+        return {"training": sort_cases(others), "validation": parts[fold], "planning": sort_cases(training)}
     if not validation:
-        training, validation = _hold_out(training, val_fraction, seed)
-    return {"training": training, "validation": validation}
+        training, validation = hold_out(groups, val_fraction, seed)
+    return {"training": training, "validation": validation, "planning": training}
+
+
+def load_evaluation_cases(
+    data_root: Path,
+    img_list: Path,
+    val_list: Path,
+    *,
+    n_seg_classes: int,
+    in_channels: int = 1,
+    folds: int = 0,
+    fold: int = -1,
+    seed: int = 1,
+    patient_pattern: str = "",
+    num_workers: int = 0,
+) -> Cases:
+    """Labelled cases to evaluate, whose files have been read and checked: ``val_list``, or what a fold has not seen.
+
+    The arguments, items and errors are those of :func:`load_datalist`. With a ``fold``, the cases are those that its
+    training held out of ``img_list``. With ``folds`` alone, for all networks together, they are those of ``val_list``;
+    with a ``patient_pattern`` too, none of its patients may be in ``img_list``.
+    """
+    _check_options(n_seg_classes, in_channels, problems=fold_problems(folds, fold, patient_pattern))
+    problems: list[str] = []
+    divided: Cases = []
+    if folds and (fold >= 0 or patient_pattern):
+        divided = _read_list("img_list", img_list, data_root, ["training"], problems)
+    held_out = folds and fold >= 0
+    cases = [] if held_out else _read_list("val_list", val_list, data_root, ["validation", "training"], problems)
+    before = len(problems)
+    groups = check_groups(divided, cases, img_list, data_root, folds, patient_pattern, problems)
+    if held_out or len(problems) > before:
+        _raise_for(problems)
+    if held_out:
+        cases = divide(groups, folds, seed)[fold]
+    problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
+    _raise_for(problems)
+    return cases
 
 
 def load_cases(
@@ -298,17 +358,10 @@ def _has_validation(path: Path, data_root: Path) -> bool:
     return isinstance(items, list) and any(isinstance(item, dict) and item.get("label") for item in items)
 
 
-def _hold_out(cases: Cases, fraction: float, seed: int) -> tuple[Cases, Cases]:
-    """Training and validation cases, at least one of each, whatever the order of the list."""
-    cases = sorted(cases, key=lambda case: (case["image"], case["label"]))
-    held = min(max(1, round(fraction * len(cases))), len(cases) - 1)
-    training, validation = partition_dataset(cases, ratios=[len(cases) - held, held], shuffle=True, seed=seed)
-    _log.info("holding out %d of %d cases for validation (fraction %g, seed %d)", held, len(cases), fraction, seed)
-    return training, validation
-
-
-def _check_options(n_seg_classes: int, in_channels: int, val_fraction: float = 0.5) -> None:
-    problems = []
+def _check_options(
+    n_seg_classes: int, in_channels: int, val_fraction: float = 0.5, problems: Sequence[str] = ()
+) -> None:
+    problems = list(problems)
     for name, value, least in (("n_seg_classes", n_seg_classes, 2), ("in_channels", in_channels, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             problems.append(f"{name}: found {value!r}; expected a whole number of at least {least}")

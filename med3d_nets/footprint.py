@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from med3d_nets.checkpointing import checkpoint_activations
 from med3d_nets.distributed import gather_shares
 from med3d_nets.networks import create_model
 
@@ -98,6 +99,8 @@ def iteration_cost(
     in_channels: int = 1,
     head: str = "medicalnet",
     half: bool = False,
+    activation_checkpointing: bool = False,
+    adamw: bool = False,
 ) -> tuple[int, int]:
     """Bytes that are alive at the peak of one training iteration, and its floating-point operations.
 
@@ -106,6 +109,9 @@ def iteration_cost(
         size: depth, height and width of the input.
         batch: volumes in the batch.
         half: store the network's weights and tensors in 16 bits; the loss stays in 32.
+        activation_checkpointing: see :func:`~med3d_nets.checkpointing.checkpoint_activations`; what is computed again
+            is among the operations.
+        adamw: count the state of a fused AdamW, as the ``patch`` recipe has it, and not that of SGD with momentum.
 
     Raises:
         Med3dError: for an unknown variant or head.
@@ -115,39 +121,70 @@ def iteration_cost(
         network = create_model(variant, n_seg_classes, in_channels, head)
         network = network.to(torch.float16 if half else torch.float32).train()
         image, label = torch.empty(batch, in_channels, *size), torch.empty(batch, 1, *size)
+    checkpoint_activations(network, activation_checkpointing)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
-    # foreach is what SGD chooses by itself on a GPU.
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-3, foreach=True)
-    gradients = [torch.zeros_like(parameter) for parameter in network.parameters()]
-    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-        parameter.grad = gradient
-    optimiser.step()
-    live = LiveTensors()
-    live.add(image, label, *network.parameters(), *network.buffers(), *gradients)
-    live.add(*(state["momentum_buffer"] for state in optimiser.state.values()))
-    flop = FlopCounterMode(display=False)
-    with flop, live:
+    parameters = list(network.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    # foreach is what SGD chooses by itself on a GPU. A fused AdamW allocates nothing in its step, and does not take
+    # meta tensors: its state alone is counted.
+    optimiser = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-3, foreach=True)
+    step: Callable[[], object] = (lambda: None) if adamw else optimiser.step
+    step()
+    states = [torch.zeros_like(value) for value in 2 * parameters] if adamw else []
+    states += [state["momentum_buffer"] for state in optimiser.state.values()]
+
+    def iterate() -> None:
         optimiser.zero_grad(set_to_none=False)  # as MONAI's trainer does
         prediction = network(image.to(torch.float16) if half else image)  # which the trainer keeps, so it has a name
         loss_function(prediction.float(), label).backward()
-        optimiser.step()
+        step()
+
+    live = LiveTensors()
+    live.add(
+        image,
+        label,
+        *parameters,
+        *network.buffers(),
+        *(value.grad for value in parameters if value.grad is not None),
+        *states,
+    )
+    with live:
+        iterate()
+    # Not at once: the counter keeps what activation checkpointing has computed again.
+    with FlopCounterMode(display=False) as flop:
+        iterate()
     return live.peak, flop.get_total_flops()
 
 
 @functools.lru_cache
-def training_cost(variant: str, n_seg_classes: int = 2, in_channels: int = 1, head: str = "medicalnet") -> Cost:
-    """What training needs for any batch: both counts grow in proportion to the number of voxels.
+def training_cost(
+    variant: str,
+    n_seg_classes: int = 2,
+    in_channels: int = 1,
+    head: str = "medicalnet",
+    activation_checkpointing: bool = False,
+) -> Cost:
+    """What training with the ``patch`` recipe needs for any batch: both counts grow with the number of voxels.
 
     Args:
         variant, n_seg_classes, in_channels, head: as for :func:`~med3d_nets.networks.create_model`.
+        activation_checkpointing: as for :func:`iteration_cost`.
 
     Raises:
         Med3dError: for an unknown variant or head.
     """
     small, large = (2 * edge**3 for edge in _EDGES)
-    (low, _), (high, flop) = (
-        iteration_cost(variant, (edge, edge, edge), 2, n_seg_classes, in_channels, head) for edge in _EDGES
+    count = functools.partial(
+        iteration_cost,
+        batch=2,
+        n_seg_classes=n_seg_classes,
+        in_channels=in_channels,
+        head=head,
+        activation_checkpointing=activation_checkpointing,
+        adamw=True,
     )
+    (low, _), (high, flop) = (count(variant, (edge, edge, edge)) for edge in _EDGES)
     voxel_bytes = (high - low) / (large - small)
     return Cost(round(high - voxel_bytes * large), voxel_bytes, flop / large)
 

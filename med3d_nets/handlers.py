@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,24 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from ignite.utils import manual_seed
-from monai.handlers import CheckpointLoader, CheckpointSaver, from_engine
+from monai.engines import Evaluator
+from monai.handlers import CheckpointLoader, CheckpointSaver, ValidationHandler, from_engine
 from monai.networks.utils import get_state_dict
 from torch import distributed as dist
 from torch import nn
 
+from med3d_nets.components import ComponentChoice
 from med3d_nets.errors import Med3dError, explain
 from med3d_nets.settings import Settings
-from med3d_nets.weights import load_trained, read_checkpoint, write_atomically
+from med3d_nets.weights import read_checkpoint, write_atomically
 
-__all__ = ["BestModelSaver", "EpochSeed", "FailureReport", "ResumableSaver", "TrainedCheckpointLoader"]
+__all__ = [
+    "BestModelSaver",
+    "EpochSeed",
+    "FailureReport",
+    "PeriodicValidation",
+    "ResumableSaver",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -66,17 +75,26 @@ class BestModelSaver:
         ckpt_dir: folder to write to.
         settings: settings of this training.
         overwrite: whether a file of an earlier training may be replaced.
+        component_choice: tells the classes whose largest component alone is kept, a setting too.
     """
 
-    def __init__(self, network: nn.Module, ckpt_dir: str, settings: Settings, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        ckpt_dir: str,
+        settings: Settings,
+        overwrite: bool = False,
+        component_choice: ComponentChoice | None = None,
+    ) -> None:
         self.network = network
         self.path = Path(ckpt_dir) / "model.pt"
         self.settings = settings
         self.overwrite = overwrite
+        self.component_choice = component_choice
         self.best: float | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator, after :class:`DiceReport`."""
+        """Attach to an evaluator, after :class:`DiceReport` and the choice of components."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
@@ -100,6 +118,8 @@ class BestModelSaver:
         if self.best is not None and not metric > self.best:
             return
         self.best = metric if math.isfinite(metric) else None
+        if self.component_choice is not None:
+            self.settings = replace(self.settings, largest_component=list(self.component_choice.classes))
         if idist.get_rank() > 0:
             return
         metrics = {name: value for name, value in engine.state.metrics.items() if isinstance(value, float)}
@@ -121,31 +141,31 @@ class BestModelSaver:
         self.settings = Settings(**state["settings"])
 
 
-class TrainedCheckpointLoader:
-    """Loads ``model.pt``, whole, as an evaluator starts.
-
-    MONAI's ``CheckpointLoader`` takes what fits. Federated learning disables handlers by that word in their name.
+class PeriodicValidation(ValidationHandler):
+    """MONAI's ``ValidationHandler``, which validates after the last epoch too, whatever the interval.
 
     Args:
-        network: network to load into.
-        path: the weights.
+        validator: the evaluator.
+        interval: epochs between validations.
+
+    Raises:
+        Med3dError: if the interval is no number of epochs.
     """
 
-    def __init__(self, network: nn.Module, path: str) -> None:
-        self.network = network
-        self.path = path
+    def __init__(self, validator: Evaluator, interval: int) -> None:
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise Med3dError(f"val_interval is {interval!r}, expected a number of epochs, 1 or more")
+        super().__init__(interval, validator)
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self)
+        """Attach to a trainer."""
+        super().attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.validate_last)
 
-    def __call__(self, engine: Engine) -> None:
-        """Load.
-
-        Raises:
-            Med3dError: see :func:`~med3d_nets.weights.load_trained`.
-        """
-        load_trained(self.network, self.path)
+    def validate_last(self, engine: Engine) -> None:
+        """Validate after the last epoch, if the interval does not."""
+        if engine.state.epoch == engine.state.max_epochs and engine.state.epoch % self.interval:
+            self(engine)
 
 
 class ResumableSaver(CheckpointSaver):

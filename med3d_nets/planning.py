@@ -27,7 +27,8 @@ STRIDE = 8
 """Patch sizes are multiples of the encoder's stride."""
 ANISOTROPIC = 3
 """Ratio above which an axis counts as coarse, or a patch as flat, as in nnU-Net (Isensee et al., arXiv:1904.08128)."""
-BATCH_SIZES = (4, 2)
+BATCH_SIZES = {"cpu": (2,), "cuda": (4, 2)}
+"""Tried in this order. In the same time on a CPU, twice the steps teach more than twice the patches do."""
 CPU_FLOP = 400e9
 """Floating-point operations of an iteration on a CPU: one to five seconds on two cores."""
 GPU_VOXELS = 5_000_000
@@ -137,7 +138,7 @@ def make_plan(
     - Patch: whole crops where they fit, that is, the 90th percentile of the shapes at that spacing, at most a quarter
       more than the median, rounded up to multiples of 8. Otherwise the axis that is longest in mm is shortened until
       the batch fits into a share of the memory, and into the operations that a CPU, or the voxels that a GPU, is given.
-    - Batch: 4 where whole crops fit, otherwise 2.
+    - Batch: 2; on a GPU, which small batches leave idle, 4 where whole crops fit.
     - Intensity: CT where most volumes have air, or nearly all have fat, of the HU expected.
     - Flips: axes along which neither images nor classes have a direction that the cases agree on, and whose sides no
       class is named after; none with fewer than ten cases.
@@ -171,11 +172,13 @@ class _Limit:
     by: str
     in_memory: int
     memory_gb: float
+    batch_sizes: tuple[int, ...]
 
 
 def _find_limit(cost: Cost, device: torch.device, memory_gb: float) -> _Limit:
     found = memory_gb or find_memory_gb(device)
-    share = SHARES["cuda" if device.type == "cuda" else "cpu"]
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    share = SHARES[kind]
     in_memory = cost.n_voxels(share * found * 1e9)
     if device.type == "cuda":
         others, by = GPU_VOXELS, "a GPU's time"
@@ -183,7 +186,7 @@ def _find_limit(cost: Cost, device: torch.device, memory_gb: float) -> _Limit:
         others, by = int(CPU_FLOP / cost.voxel_flop), "a CPU's time"
     if in_memory <= others:
         by = f"{share:.0%} of {found:.3g} GB of memory"
-    return _Limit(min(in_memory, others), by, in_memory, found)
+    return _Limit(min(in_memory, others), by, in_memory, found, BATCH_SIZES[kind])
 
 
 def _plan_spacing(fingerprint: Fingerprint, given: Sequence[float]) -> tuple[tuple[float, float, float], str]:
@@ -217,7 +220,7 @@ def _plan_batch(
     median = np.median(shapes, axis=0)
     whole = _whole(shapes)
     wanted = _three(int(value) for value in patch_size) if patch_size else whole
-    candidates = (batch_size,) if batch_size else BATCH_SIZES
+    candidates = (batch_size,) if batch_size else limit.batch_sizes
     batch = next((number for number in candidates if number * math.prod(wanted) <= limit.n_voxels), candidates[-1])
     size = wanted if patch_size else _shrink(wanted, spacing, limit.n_voxels // batch)
     n_voxels = batch * math.prod(size)
@@ -236,7 +239,8 @@ def _plan_batch(
     else:
         text = f"limited by {limit.by}, the longest axis in mm shortened first; compare {shape}"
     reasons = {"patch_size": f"patch_size {_by(size)} voxels: {text}"}
-    why = "as given" if batch_size else "patches are small" if batch == max(BATCH_SIZES) else f"limited by {limit.by}"
+    why = "whole crops are small" if batch > 2 else "the smallest that batch norms learn from"
+    why = "as given" if batch_size else why
     reasons["batch_size"] = f"batch_size {batch}: {why}; training takes about {needed}"
     return size, batch, reasons
 

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from collections.abc import Sequence
 
+from monai.inferers import Inferer, SimpleInferer
+
+from med3d_nets.errors import Med3dError
 from med3d_nets.planning import Plan
 from med3d_nets.settings import Settings
+from med3d_nets.streaming import PatchInferer
 
 __all__ = ["make_inferer", "rotate_range"]
 
 
-def make_inferer(settings: Settings, overlap: float = 0.5, batch_size: int = 1, progress: bool = False) -> Inferer:
+def make_inferer(
+    settings: Settings, overlap: float = 0.5, flips: bool | Sequence[int] = False, progress: bool = False
+) -> Inferer:
     """The inferer of a recipe: once for the ``whole`` volume, or patch by patch with Gaussian blending.
 
     Args:
         settings: those of the network.
         overlap: share of a patch that its neighbour covers too; half, as nnU-Net.
-        batch_size: patches at a time.
+        flips: test-time flips: True to average the prediction over flips along the axes that training flipped, a list
+            of axes of RAS orientation for some of these, or False.
         progress: whether to show a bar.
+
+    Raises:
+        Med3dError: if training did not flip along such an axis.
     """
+    axes = list(settings.flip_axes) if isinstance(flips, bool) else list(flips)
+    if flips and (not axes or not set(axes) <= set(settings.flip_axes)):
+        raise Med3dError(
+            f"test_time_flips is {flips!r}, but training flipped volumes along "
+            f"{'no axis' if not settings.flip_axes else f'axes {list(settings.flip_axes)} alone'}"
+        )
     if settings.recipe == "whole":
         return SimpleInferer()
-    return SlidingWindowInferer(
-        roi_size=list(settings.input_size),
-        sw_batch_size=batch_size,
-        overlap=overlap,
-        mode="gaussian",
-        progress=progress,
-    )
+    return PatchInferer(settings.input_size, overlap, flip_axes=axes if flips else (), progress=progress)
 
 
 def rotate_range(plan: Plan, angle: float = 0.26) -> list[float]:

@@ -6,6 +6,7 @@ for people to look at. MONAI and Ignite have no handler that writes one.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -56,7 +57,7 @@ class EvaluationPage:
         n_pictures: cases to draw, evenly from best to worst.
 
     Raises:
-        Med3dError: if a page is there already, or ``n_pictures`` is no number.
+        Med3dError: if ``n_pictures`` is no number; if a page is there already, as the evaluation starts.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class EvaluationPage:
         overwrite: bool = False,
         n_pictures: int = 3,
     ) -> None:
-        self.path = _free_path(output_dir, "index.html", overwrite)
+        self.path = Path(output_dir) / "report" / "index.html"
+        self.overwrite = overwrite
         if isinstance(n_pictures, bool) or not isinstance(n_pictures, int) or n_pictures < 0:
             raise Med3dError(f"n_pictures is {n_pictures!r}, expected a whole number of cases, 0 or more")
         self.class_names = list(class_names)[1:]
@@ -80,9 +82,15 @@ class EvaluationPage:
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator, after its metrics."""
+        engine.add_event_handler(Events.STARTED, self.prepare)
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def prepare(self, engine: Engine) -> None:
+        """Look for the page of an earlier evaluation; this one may replace its own."""
+        _check_free(self.path, self.overwrite)
+        self.overwrite = True
 
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run of the evaluator."""
@@ -149,8 +157,7 @@ class TrainingPage:
     Where epochs are so short that drawing would take more than a twentieth of the time, some are left to a later one;
     the end of the training is always drawn.
 
-    A resumed training goes on with the curves: save this handler among the objects of
-    :class:`~med3d_nets.handlers.ResumableSaver`.
+    The curves' numbers are beside the page, in ``training.json``. A resumed training goes on with them.
 
     Args:
         output_dir: folder to write ``report`` to.
@@ -159,11 +166,12 @@ class TrainingPage:
         optimizer: its groups' rates are shown under their ``name``.
         evaluator: the validation's, with :class:`~med3d_nets.reports.DiceReport`.
         ckpt_dir: folder of ``model.pt``, to name it; or empty.
-        overwrite: whether to replace the page of an earlier training, as one that is resumed must.
+        overwrite: whether to replace the page of an earlier training.
+        resume: whether this training goes on from an earlier one, whose page may be there.
         metric: the validation's metric that tells the best epoch.
 
     Raises:
-        Med3dError: if a page is there already.
+        Med3dError: if a page is there already, as the training starts.
     """
 
     def __init__(
@@ -175,9 +183,12 @@ class TrainingPage:
         evaluator: Engine,
         ckpt_dir: str = "",
         overwrite: bool = False,
+        resume: bool = False,
         metric: str = "val_mean_dice",
     ) -> None:
-        self.path = _free_path(output_dir, "training.html", overwrite)
+        self.path = Path(output_dir) / "report" / "training.html"
+        self.overwrite = overwrite
+        self.resume = resume
         self.class_names = list(class_names)[1:]
         self.settings = settings
         self.optimizer = optimizer
@@ -190,9 +201,17 @@ class TrainingPage:
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, after ``EpochReport`` and the validation and before what saves checkpoints."""
+        engine.add_event_handler(Events.STARTED, self.prepare)
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def prepare(self, engine: Engine) -> None:
+        """Look for the page of an earlier training."""
+        _check_free(self.path, self.overwrite or self.resume or bool(self.records))
+        known = self.path.with_suffix(".json")
+        if self.resume and known.is_file():
+            self.records = json.loads(known.read_text(encoding="utf-8"))
 
     def start(self, engine: Engine) -> None:
         """Note the rates that the epoch starts with: its end has those of the next one."""
@@ -223,27 +242,18 @@ class TrainingPage:
         """Write the page for the last time."""
         self._write(engine, running=False)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The epochs so far, plain values."""
-        return {"records": [dict(record) for record in self.records]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self.records = [dict(record) for record in state["records"]]
-
     def _write(self, engine: Engine, running: bool) -> None:
         if idist.get_rank() > 0 or not self.records:
             return
         last = engine.state.max_epochs or self.records[-1]["epoch"]
         shown = (self.class_names, self.settings, self.metric, self.weights)
+        write_atomically(self.path.with_suffix(".json"), json.dumps(self.records, indent=1) + "\n")
         write_atomically(self.path, render_training(self.records, last, *shown, running=running))
 
 
-def _free_path(output_dir: str, name: str, overwrite: bool) -> Path:
-    path = Path(output_dir) / "report" / name
+def _check_free(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise Med3dError(f"{path}: exists already; give another --output_dir or pass --overwrite True")
-    return path
 
 
 def _affine(image: MetaTensor, label: Tensor) -> NDArray[np.float64]:

@@ -93,9 +93,11 @@ class DiceReport:
 
 
 class CaseReport:
-    """Prints Dice and the 95 % Hausdorff distance per case and class, and writes them to ``metrics.csv``.
+    """Prints metrics per case and class, such as Dice and distances, and writes them to ``metrics.csv``.
 
-    MONAI's ``MetricsSaver`` writes a file per metric and numbers the foreground classes from 0.
+    A value that has no meaning is ``nan`` and left out of the summary, where infinite ones count; see the metrics in
+    :mod:`med3d_nets.metrics`. MONAI's ``MetricsSaver`` writes a file per metric and numbers the foreground classes
+    from 0.
 
     Args:
         output_dir: folder to write ``metrics.csv`` (cases) and ``metrics_summary.csv`` (classes) to.

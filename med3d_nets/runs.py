@@ -147,7 +147,8 @@ def check_model_folder(ckpt_dir: str, settings: Settings, resume_path: str, n_ep
                 f"expected a checkpoint_epoch=*.pt of an earlier training"
             )
         found = Settings(**content["best"]["settings"])
-        given = [field.name for field in fields(Settings) if field.name != "pretrained"]
+        found_out = ("pretrained", "largest_component")  # by the training, not given to it
+        given = [field.name for field in fields(Settings) if field.name not in found_out]
         check_settings(found, resume_path, **{name: getattr(settings, name) for name in given})
         trainer = content["trainer"]
         done = trainer["iteration"] // trainer["epoch_length"]

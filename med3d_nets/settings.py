@@ -20,7 +20,7 @@ FORMAT = 1
 """Version of the file's layout."""
 
 
-ADDED = ("spacing", "intensity")
+ADDED = ("spacing", "intensity", "flip_axes", "largest_component")
 """Settings that the first version of the package did not write."""
 
 
@@ -42,6 +42,10 @@ class Settings:
         spacing: of the ``patch`` recipe, in mm along the axes of RAS orientation.
         intensity: of the ``patch`` recipe for CT: ``lower`` and ``upper`` bounds, ``mean`` and ``std``, in HU. None:
             each volume is normalised by its own.
+        flip_axes: of the ``patch`` recipe: axes of RAS orientation along which training flipped volumes at random, so
+            that a prediction may be averaged over flips.
+        largest_component: classes of which a prediction keeps the largest connected component alone, chosen on the
+            validation cases.
     """
 
     variant: str
@@ -54,6 +58,8 @@ class Settings:
     pretrained: Mapping[str, Any] | None = None
     spacing: Sequence[float] = field(default_factory=list)
     intensity: Mapping[str, float] | None = None
+    flip_axes: Sequence[int] = field(default_factory=list)
+    largest_component: Sequence[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -61,6 +67,8 @@ class Settings:
         wanted = 3 if self.recipe == "patch" else 0
         if len(self.spacing) != wanted or not all(isinstance(mm, (int, float)) and mm > 0 for mm in self.spacing):
             raise Med3dError(f"spacing is {self.spacing!r}, expected {wanted} numbers of mm for recipe {self.recipe!r}")
+        _check_numbers("flip_axes", self.flip_axes, range(3))
+        _check_numbers("largest_component", self.largest_component, range(1, len(self.class_names)))
         names = ("input_D", "input_H", "input_W")
         if not isinstance(self.input_size, Sequence) or len(self.input_size) != len(names):
             raise Med3dError(f"input_size is {self.input_size!r}, expected {', '.join(names)}")
@@ -166,3 +174,8 @@ def versions() -> dict[str, str]:
     from med3d_nets import __version__
 
     return {"med3d_nets": __version__, "monai": monai.__version__, "torch": torch.__version__}
+
+
+def _check_numbers(name: str, values: Any, known: range) -> None:
+    if not isinstance(values, Sequence) or isinstance(values, str) or any(value not in known for value in values):
+        raise Med3dError(f"{name} is {values!r}, expected a list of numbers from {known.start} to {known.stop - 1}")

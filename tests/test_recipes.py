@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import BUNDLE
-from monai.inferers import SimpleInferer, SlidingWindowInferer
+from monai.inferers import SimpleInferer
 from test_every_bundle import workflow
 
+from med3d_nets.errors import Med3dError
 from med3d_nets.planning import Plan
 from med3d_nets.recipes import make_inferer, rotate_range
 from med3d_nets.settings import Settings, read_settings
+from med3d_nets.streaming import PatchInferer
 
 PATCH = Settings("resnet_10", "unet", "patch", 1, ["background", "one"], [16, 16, 8], spacing=[1, 1, 3])
 PLAN = Plan("RAS", (1.0, 1.0, 3.0), (64, 64, 16), 2, None, (), True, {})
@@ -26,11 +28,20 @@ PLAN = Plan("RAS", (1.0, 1.0, 3.0), (64, 64, 16), 2, None, (), True, {})
 def test_each_recipe_has_its_inferer() -> None:
     whole = replace(PATCH, recipe="whole", spacing=[])
     assert type(make_inferer(whole)) is SimpleInferer
-    inferer = make_inferer(PATCH)
-    assert type(inferer) is SlidingWindowInferer
-    assert list(inferer.roi_size) == [16, 16, 8]
-    volume = torch.rand(1, 1, 21, 40, 11)
-    torch.testing.assert_close(inferer(volume, lambda patch: 2 * patch), 2 * volume)
+    inferer = make_inferer(PATCH, 0.25)
+    assert type(inferer) is PatchInferer
+    assert (inferer.patch_size, inferer.overlap, inferer.flip_axes) == ((16, 16, 8), 0.25, [])
+
+
+@pytest.mark.parametrize(("flips", "axes"), [(False, []), (True, [0, 2]), ([2], [2]), ([], [])])
+def test_flips_are_those_of_the_training(flips: bool | list[int], axes: list[int]) -> None:
+    assert make_inferer(replace(PATCH, flip_axes=[0, 2]), flips=flips).flip_axes == axes
+
+
+@pytest.mark.parametrize(("trained", "flips"), [([], True), ([0], [1]), ([0, 2], [0, 1])])
+def test_flips_that_training_did_not_make(trained: list[int], flips: bool | list[int]) -> None:
+    with pytest.raises(Med3dError, match="test_time_flips is .*, but training flipped volumes along"):
+        make_inferer(replace(PATCH, flip_axes=trained), flips=flips)
 
 
 def test_a_flat_patch_is_turned_within_its_plane() -> None:
@@ -53,7 +64,7 @@ def test_patches_from_training_to_the_label_map(dataset: Path, tmp_path: Path) -
     evaluation = workflow(folder, "train", "train", "evaluate", data_root=str(dataset))
     evaluation.run()
     scores = json.loads((folder / "models" / "model.json").read_text())["validation"]
-    assert evaluation.evaluator.state.metrics["val_mean_dice"] == pytest.approx(scores["val_mean_dice"], abs=1e-5)
+    assert evaluation.evaluator.state.metrics["val_mean_dice"] == pytest.approx(scores["val_cleaned_dice"], abs=1e-5)
 
     image = dataset / "images" / "case_0.nii.gz"
     inference = workflow(folder, "inference", "inference", data_root=str(dataset), img_list=str(image))

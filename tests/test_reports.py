@@ -169,6 +169,36 @@ def test_class_in_no_case(tmp_path: Path):
     assert read_csv(tmp_path / "metrics_summary.csv")[2] == ["Dice nodule", "nan", "nan", "nan", "nan", "0"]
 
 
+def test_surface_dice_is_a_column(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Values of 0 where one alone has the class, NaN where neither has it, beside distances that are infinite."""
+    caplog.set_level(logging.INFO)
+    metrics = {"val_hd95": "HD95 [mm]", "val_surface_dice": "Surface Dice (1 mm)"}
+    distances, shares = [[math.inf, math.nan], [2.0, math.nan]], [[0.0, math.nan], [0.875, math.nan]]
+    report = CaseReport(str(tmp_path), CLASSES, False, metrics)
+    run_report(report, [["a"], ["b"]], val_hd95=distances, val_surface_dice=shares)
+    names = ["HD95 [mm]", "Surface Dice (1 mm)"]
+    columns = [f"{name} {lung}" for name in names for lung in ("left lung", "nodule")]
+    assert read_csv(tmp_path / "metrics.csv") == [
+        ["case", *columns],
+        ["a", "inf", "nan", "0.0000", "nan"],
+        ["b", "2.0000", "nan", "0.8750", "nan"],
+    ]
+    assert read_csv(tmp_path / "metrics_summary.csv")[1:] == [
+        [columns[0], "inf", "inf", "2.0000", "inf", "2"],
+        [columns[1], "nan", "nan", "nan", "nan", "0"],
+        [columns[2], "0.4375", "0.4375", "0.0000", "0.8750", "2"],
+        [columns[3], "nan", "nan", "nan", "nan", "0"],
+    ]
+    (text,) = logged(caplog, "\n")
+    lines = text.splitlines()[1:]
+    assert [line.split() for line in lines[2:5]] == [
+        ["a", "inf", "nan", "0.0000", "nan"],
+        ["b", "2.0000", "nan", "0.8750", "nan"],
+        ["mean", "inf", "nan", "0.4375", "nan"],
+    ]
+    assert len({len(line) for line in lines[:5]}) == 1
+
+
 @pytest.mark.parametrize("name", ["metrics.csv", "metrics_summary.csv"])
 def test_case_report_does_not_overwrite(name: str, tmp_path: Path):
     (tmp_path / name).write_text("kept")

@@ -27,6 +27,8 @@ BASE = {
     "pretrained": {"file": "pretrained.pt", "sha256": "ab", "tensors": 62},
     "spacing": [],
     "intensity": None,
+    "flip_axes": [],
+    "largest_component": [],
 }
 
 
@@ -105,6 +107,21 @@ def test_settings_of_the_first_version_are_read(name: str, tmp_path: Path):
 )
 def test_recipe_and_spacing_agree(changes: dict[str, Any], text: str):
     assert message(Settings, **{**BASE, **changes}).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "known"),
+    [
+        ("flip_axes", [3], "0 to 2"),
+        ("flip_axes", "auto", "0 to 2"),
+        ("largest_component", [0], "1 to 2"),
+        ("largest_component", [1, 3], "1 to 2"),
+        ("largest_component", 1, "1 to 2"),
+    ],
+)
+def test_numbers_of_axes_and_classes(name: str, value: Any, known: str):
+    assert message(Settings, **{**BASE, name: value}) == f"{name} is {value!r}, expected a list of numbers from {known}"
+    assert getattr(Settings(**{**BASE, name: [1]}), name) == [1]
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Settings) if field.name not in ADDED])

@@ -1,0 +1,393 @@
+"""Cross-validation: cases divided into folds by patient, and the folder that each fold's network is kept in.
+
+MONAI's ``CrossValidation`` builds a data set for each fold from a list that is divided already, and its
+``partition_dataset`` divides cases one by one, so that one patient's could lie on both sides. Here its shuffle is used
+on groups of cases that must stay together.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from ignite import distributed as idist
+from monai.data.utils import partition_dataset
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from med3d_nets.errors import Med3dError
+from med3d_nets.weights import write_atomically
+
+__all__ = [
+    "check_fold",
+    "check_groups",
+    "divide",
+    "fold_folder",
+    "fold_folders",
+    "fold_problems",
+    "group_cases",
+    "hold_out",
+    "name_patients",
+    "record_fold",
+    "shared_patients",
+    "sort_cases",
+]
+
+Cases: TypeAlias = list[dict[str, str]]
+
+RECORD = "fold.json"
+"""File in a fold's folder that says which cases its network has not seen."""
+SHOWN = 3
+FILES = ("model.json", "model.pt")
+
+_log = logging.getLogger(__name__)
+
+
+def fold_problems(folds: Any, fold: Any, patient_pattern: Any = "", *, choose: bool = False) -> list[str]:
+    """What is wrong with the options themselves, a problem a line.
+
+    Args:
+        folds: number of parts; 0: no cross-validation.
+        fold: the part that is held out, from 0; -1: none is chosen.
+        patient_pattern: see :func:`name_patients`.
+        choose: whether one fold must be chosen, as in training.
+    """
+    problems = []
+    if not _is_whole(folds) or folds < 0 or folds == 1:
+        problems.append(f"folds: found {folds!r}; expected a whole number of at least 2, or 0 for none")
+    elif not _is_whole(fold):
+        problems.append(f"fold: found {fold!r}; expected a whole number")
+    elif folds and choose and fold == -1:
+        problems.append(f"--folds {folds} needs --fold, 0 to {folds - 1}: one training each")
+    elif folds and not -1 <= fold < folds:
+        problems.append(f"fold: found {fold}; expected 0 to {folds - 1}, with --folds {folds}")
+    elif not folds and fold != -1:
+        problems.append(f"fold: found {fold} without folds; expected their number too, such as --folds 5")
+    if not isinstance(patient_pattern, str):
+        hint = "a regular expression in double quotes within single ones"
+        return [*problems, f"patient_pattern: found {patient_pattern!r}; expected {hint}"]
+    try:
+        re.compile(patient_pattern)
+    except re.error as error:
+        problems.append(f"patient_pattern: found {patient_pattern!r} ({error}); expected a regular expression")
+    return problems
+
+
+def name_patients(cases: Cases, data_root: str | os.PathLike[str], pattern: str, problems: list[str]) -> list[str]:
+    """The patient of each case, found in the path of its image.
+
+    Args:
+        cases: items with the path of an "image".
+        data_root: folder that the search leaves out of the paths below it, so that it may have any name.
+        pattern: regular expression that is searched for; its first group is the name, or all that it matches where it
+            has no group. Paths have slashes on every system.
+        problems: one is added if there are paths in which nothing is found.
+    """
+    search = re.compile(pattern)
+    names, unknown = [], []
+    for case in cases:
+        path = _name(case, data_root)
+        match = search.search(path)
+        name = match[1 if search.groups else 0] if match else None
+        names.append(name or "")
+        unknown += [] if name else [path]
+    if unknown:
+        where = f"{len(unknown)} of {len(cases)} paths, {_some(unknown)}"
+        problems.append(
+            f"patient_pattern {pattern!r}: found nothing in {where}; expected a name in the path of each image"
+        )
+    return names
+
+
+def group_cases(cases: Cases, data_root: str | os.PathLike[str], pattern: str, problems: list[str]) -> list[Cases]:
+    """Cases that must stay together: those that share an image, a label or a patient.
+
+    Args:
+        cases: items with paths.
+        data_root, pattern, problems: as for :func:`name_patients`; "": patients are not known.
+
+    Returns:
+        Groups whose order, and that of the cases in them, does not depend on the order given.
+    """
+    cases = sort_cases(cases)
+    if not cases:
+        return []
+    patients = name_patients(cases, data_root, pattern, problems) if pattern else [""] * len(cases)
+    numbers: dict[tuple[str, str], int] = {}
+    edges = []
+    for index, (case, patient) in enumerate(zip(cases, patients, strict=True)):
+        keys = [("file", os.path.normcase(os.path.realpath(path))) for path in case.values()]
+        keys += [("patient", patient)] if patient else []
+        edges += [(index, len(cases) + numbers.setdefault(key, len(numbers))) for key in keys]
+    size = len(cases) + len(numbers)
+    graph = coo_array((np.ones(len(edges)), np.transpose(edges)), shape=(size, size))
+    groups: dict[int, Cases] = {}
+    for case, group in zip(cases, connected_components(graph, directed=False)[1], strict=False):
+        groups.setdefault(int(group), []).append(case)
+    if pattern:
+        _log.info("%d cases of %d patients: %s", len(cases), len(set(patients)), _some(dict.fromkeys(patients)))
+    return list(groups.values())
+
+
+def check_groups(
+    training: Cases,
+    validation: Cases,
+    img_list: str | os.PathLike[str],
+    data_root: str | os.PathLike[str],
+    folds: int,
+    pattern: str,
+    problems: list[str],
+) -> list[Cases]:
+    """Groups to divide cases by, or [] where there are cases for validation already; their patients must be others.
+
+    Args:
+        training: the cases of ``img_list``.
+        validation: those of another list, if any.
+        img_list: for messages.
+        data_root, pattern, problems: as for :func:`group_cases`.
+        folds: number of parts that will be made; 0: a part is held out.
+    """
+    before = len(problems)
+    if not training or validation:
+        problems += shared_patients(training, validation, data_root, pattern, problems) if training and pattern else []
+        return []
+    groups = group_cases(training, data_root, pattern, problems)
+    least = folds or 2
+    if len(groups) < least and len(problems) == before:
+        number = f"{len(training)} case{'s' * (len(training) > 1)}"
+        together = f", {len(groups)} apart: the others are of the same patients or have the same files"
+        wanted = f"one for each of {folds} folds" if folds else "one of them to hold out, or a val_list"
+        found = number + together * (len(training) > len(groups))
+        problems.append(f"{img_list}: found {found}; expected at least {least}, {wanted}")
+    return groups
+
+
+def divide(groups: Sequence[Cases], folds: int, seed: int) -> list[Cases]:
+    """As many parts as there are folds, disjoint and complete, each sorted; no group is in two.
+
+    Groups are shuffled, then dealt from the largest down, each to the part that has the fewest cases. Parts differ by
+    no more cases than the largest group has; with single cases they are those of MONAI's ``partition_dataset``.
+
+    Args:
+        groups: from :func:`group_cases`, at least as many as folds.
+        folds: number of parts.
+        seed: of the shuffle.
+    """
+    shuffled = partition_dataset(groups, num_partitions=1, shuffle=True, seed=seed)[0]
+    parts: list[Cases] = [[] for _ in range(folds)]
+    for group in sorted(shuffled, key=len, reverse=True):  # stable
+        min(parts, key=len).extend(group)
+    return [sort_cases(part) for part in parts]
+
+
+def hold_out(groups: Sequence[Cases], fraction: float, seed: int) -> tuple[Cases, Cases]:
+    """Training and validation cases: a share of the groups is held out, at least one and not all of them.
+
+    Args:
+        groups: from :func:`group_cases`, at least two.
+        fraction: share to hold out.
+        seed: of the draw.
+    """
+    held = min(max(1, round(fraction * len(groups))), len(groups) - 1)
+    parts = partition_dataset(groups, ratios=[len(groups) - held, held], shuffle=True, seed=seed)
+    training, validation = ([case for group in part for case in group] for part in parts)
+    found = (len(validation), len(training) + len(validation), fraction, seed)
+    _log.info("holding out %d of %d cases for validation (fraction %g, seed %d)", *found)
+    return training, validation
+
+
+def shared_patients(
+    training: Cases, validation: Cases, data_root: str | os.PathLike[str], pattern: str, problems: list[str]
+) -> list[str]:
+    """A line for each patient of both lists, naming a file of each; arguments as for :func:`name_patients`."""
+    known = dict(zip(name_patients(training, data_root, pattern, problems), training, strict=True))
+    both: dict[str, str] = {}
+    for name, case in zip(name_patients(validation, data_root, pattern, problems), validation, strict=True):
+        if name and name in known:
+            both.setdefault(name, f"{known[name]['image']} for training and {case['image']} for validation")
+    return [f"patient {name!r}: found {where}; expected on one side only" for name, where in both.items()]
+
+
+def fold_folder(folder: str, folds: int = 0, fold: int = -1) -> str:
+    """The folder of a fold's files below ``folder``, or ``folder`` itself without a chosen fold.
+
+    Raises:
+        Med3dError: if the options contradict each other.
+    """
+    if problems := fold_problems(folds, fold):
+        raise Med3dError("; ".join(problems))
+    return os.path.join(folder, f"fold_{fold}") if folds and fold >= 0 else folder
+
+
+def fold_folders(ckpt_dir: str, folds: int = 0, fold: int = -1, exported_path: str = "") -> list[str]:
+    """The folders of the networks to load: ``ckpt_dir`` itself, that of one fold, or those of all.
+
+    Without folds nothing is looked for in it: who loads the files says what is missing.
+
+    Args:
+        ckpt_dir: folder that training was given.
+        folds: number of folds that were trained; 0: none.
+        fold: one of them; -1: all.
+        exported_path: network that is used in place of the trained ones, or empty.
+
+    Raises:
+        Med3dError: naming the folders without a network and the commands that make them; if they were trained with
+            another number of folds; or if one exported network is given for several.
+    """
+    if not folds:
+        folder = fold_folder(ckpt_dir, folds, fold)
+        trained = _numbers(ckpt_dir)
+        if trained and not any(os.path.isfile(os.path.join(folder, name)) for name in FILES):
+            found = f"found no model.pt in it but fold {', '.join(map(str, trained))}"
+            raise Med3dError(
+                f"{ckpt_dir}: {found}; expected --folds with the number of folds, and --fold for one alone"
+            )
+        return [folder]
+    folders = [fold_folder(ckpt_dir, folds, number) for number in (range(folds) if fold == -1 else [fold])]
+    if exported_path and len(folders) > 1:
+        raise Med3dError(f"{exported_path}: found one network; expected none with --folds {folds}, or a --fold too")
+    if above := [number for number in _numbers(ckpt_dir) if number >= folds]:
+        found = f"found fold {', '.join(map(str, above))} too; expected none above {folds - 1}"
+        raise Med3dError(f"{ckpt_dir}: {found}. --folds must be that of the trainings, not {folds}")
+    problems = []
+    for folder in folders:
+        if missing := [name for name in FILES if not os.path.isfile(os.path.join(folder, name))]:
+            number = folder.rsplit("_", 1)[1]
+            command = "python -m monai.bundle run training --config_file configs/train.json"
+            options = f"--folds {folds} --fold {number}, and the options of the other folds"
+            problems.append(f"{folder}: found no {' and no '.join(missing)}; made by {command} {options}")
+    if problems:
+        raise Med3dError("\n".join(problems))
+    return folders
+
+
+def record_fold(
+    ckpt_dir: str,
+    cases: Cases,
+    data_root: str | os.PathLike[str],
+    folds: int = 0,
+    fold: int = -1,
+    resume_path: str = "",
+) -> None:
+    """Write ``fold.json`` into the fold's folder: which cases its network will not see. Without folds, write nothing.
+
+    Args:
+        ckpt_dir: folder of all folds.
+        cases: the validation cases.
+        data_root: folder that their paths are recorded relative to.
+        folds, fold: as for :func:`fold_folder`.
+        resume_path: checkpoint that the training goes on from, or empty.
+
+    Raises:
+        Med3dError: if the checkpoint was trained with other cases held out, or if another fold in ``ckpt_dir`` holds
+            out some of the same, so that they come from two divisions.
+    """
+    record = _record(cases, data_root, folds, fold) if folds else None
+    if resume_path:
+        _compare(Path(resume_path).with_name(RECORD), record)
+    if record is None:
+        return
+    for number in _numbers(ckpt_dir):
+        path = Path(ckpt_dir) / f"fold_{number}" / RECORD
+        other = _read_record(path)
+        if number == fold or other is None:
+            continue
+        both = set(other["validation"]) & set(record["validation"])
+        if both or other["folds"] != folds:
+            raise Med3dError(
+                f"{path}: found fold {number} of {other['folds']}, with {len(both)} of the cases that fold {fold} of "
+                f"{folds} holds out too; expected one division with no case in two. Give all folds the same img_list, "
+                "folds, manual_seed and patient_pattern, or another --ckpt_dir"
+            )
+    if idist.get_rank() == 0:
+        write_atomically(Path(fold_folder(ckpt_dir, folds, fold)) / RECORD, json.dumps(record, indent=4) + "\n")
+    idist.barrier()
+
+
+def check_fold(ckpt_dir: str, cases: Cases, data_root: str | os.PathLike[str], folds: int = 0, fold: int = -1) -> None:
+    """Compare the cases of an evaluation with those that the networks have not seen in their training.
+
+    Without a chosen fold, a case of the cross-validation's list is a warning, since other data may have the same names.
+
+    Args:
+        ckpt_dir, data_root, folds, fold: as for :func:`record_fold`.
+        cases: the cases to evaluate.
+
+    Raises:
+        Med3dError: if a fold's are not those that it held out.
+    """
+    if not folds:
+        return
+    if fold >= 0:
+        _compare(Path(fold_folder(ckpt_dir, folds, fold)) / RECORD, _record(cases, data_root, folds, fold))
+        return
+    records = [_read_record(Path(fold_folder(ckpt_dir, folds, number)) / RECORD) for number in range(folds)]
+    seen = {name for record in records if record for name in record["validation"]}
+    if known := [name for name in (_name(case, data_root) for case in cases) if name in seen]:
+        found = (len(known), len(cases), _some(known))
+        _log.warning("%d of %d cases have the names of cases that the folds were trained on: %s", *found)
+
+
+def sort_cases(cases: Iterable[dict[str, str]]) -> Cases:
+    """The cases by the paths of image and label."""
+    return sorted(cases, key=lambda case: (case["image"], case.get("label", "")))
+
+
+def _record(cases: Cases, data_root: str | os.PathLike[str], folds: int, fold: int) -> dict[str, Any]:
+    return {"folds": folds, "fold": fold, "validation": sorted(_name(case, data_root) for case in cases)}
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise Med3dError(f"{path}: not JSON ({error})") from error
+    if not isinstance(record, dict) or not {"folds", "fold", "validation"} <= set(record):
+        raise Med3dError(f"{path}: found no record of a fold; expected folds, fold and validation in it")
+    return record
+
+
+def _compare(path: Path, expected: dict[str, Any] | None) -> None:
+    found = _read_record(path)
+    if found == expected:
+        return
+    if found is None or expected is None:
+        one, other = ("no fold", "one") if found is None else (f"fold {found['fold']} of {found['folds']}", "none")
+        raise Med3dError(f"{path}: found the record of {one}; expected {other}, as --folds and --fold say")
+    held, given = set(found["validation"]), set(expected["validation"])
+    differ = f"the two differ in {_some(sorted(held ^ given))}" if held != given else "the same"
+    raise Med3dError(
+        f"{path}: the network was trained as fold {found['fold']} of {found['folds']} with {len(held)} cases held out, "
+        f"but the options give fold {expected['fold']} of {expected['folds']} with {len(given)}: {differ}. "
+        "Give the img_list, folds, fold, manual_seed and patient_pattern of its training"
+    )
+
+
+def _numbers(ckpt_dir: str) -> list[int]:
+    """Numbers of the folds that have a network or a record, in order."""
+    files = [path for name in (*FILES, RECORD) for path in Path(ckpt_dir).glob(f"fold_*/{name}")]
+    matches = (re.fullmatch(r"fold_(\d+)", path.parent.name) for path in files)
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def _name(case: Mapping[str, str], data_root: str | os.PathLike[str]) -> str:
+    """Path of a case's image, relative to the data's folder if it lies in it, with slashes."""
+    path, root = Path(case["image"]), Path(os.path.abspath(data_root))
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
