@@ -9,6 +9,7 @@ import io
 import pytest
 import torch
 from monai.losses import DiceCELoss
+from published import relative_error
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
@@ -20,7 +21,7 @@ from med3d_nets.heads import UNetHead
 from med3d_nets.networks import HEADS, SegmentationNet, create_model, freeze_batch_norm
 from med3d_nets.resnet import ResNetEncoder
 
-SIZE = (17, 24, 16)
+SIZE = (9, 16, 16)
 
 
 def pair(depth: int, head: str, frozen: list[str]) -> tuple[nn.Module, nn.Module]:
@@ -58,7 +59,7 @@ def assert_equal(plain: tuple[list[torch.Tensor], dict], other: tuple[list[torch
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("frozen", [[], ["encoder"]], ids=["", "frozen"])
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("depth", [10, 50])
+@pytest.mark.parametrize("depth", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_training_is_the_same_to_the_bit(depth: int, head: str, frozen: list[str], half: bool) -> None:
     """Weights, gradients, running statistics and the count of batches."""
     plain, other = pair(depth, head, frozen)
@@ -72,8 +73,8 @@ def test_training_is_the_same_to_the_bit(depth: int, head: str, frozen: list[str
 
 
 def test_segments_of_several_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, other = pair(50, "unet", ["layer4"])
     monkeypatch.setattr(checkpointing, "MAX_BLOCKS", 2)
-    plain, other = pair(50, "unet", [])
     assert_equal(train(plain, 1), train(other, 1))
     blocks: list[nn.Module] = [nn.Identity() for _ in range(23)]
     monkeypatch.setattr(checkpointing, "MAX_BLOCKS", 6)
@@ -114,9 +115,8 @@ def test_only_training_is_changed(head: str, monkeypatch: pytest.MonkeyPatch) ->
     x = torch.rand(2, 2, *SIZE)
     plain.eval(), other.eval()
     assert torch.equal(plain(x), other(x))
-    traced = torch.jit.trace(other, x)
-    assert torch.allclose(traced(x), plain(x), atol=1e-6)
     with torch.no_grad():
+        assert relative_error(torch.jit.trace(other, x)(x), plain(x)) < 1e-5
         other.train()(x)
     assert seen == []
     assert torch.equal(plain.train()(x), other(x))
@@ -144,7 +144,7 @@ def test_a_fresh_network_with_its_weights_is_scripted() -> None:
     fresh.load_state_dict(network.state_dict())
     x = torch.rand(1, 1, *SIZE)
     with torch.no_grad():
-        assert torch.allclose(torch.jit.script(fresh)(x), network(x), atol=1e-5)
+        assert relative_error(torch.jit.script(fresh)(x), network(x)) < 1e-5
 
 
 def test_switched_off_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_another_network_is_refused() -> None:
     assert checkpoint_activations(network, False) is network
 
 
-def test_the_shipped_convolutions_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_convolutions_of_the_decoder_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder's 3 x 3 x 3 convolutions are not computed again; the encoder's are."""
     _, network = pair(10, "unet", [])
     runs: dict[str, int] = {}
@@ -194,10 +194,10 @@ def test_the_shipped_convolutions_run_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert "encoder.layer1.0.conv1" not in once
 
 
-@pytest.mark.parametrize(("variant", "share"), [("resnet_10", 0.65), ("resnet_50", 0.5)])
+@pytest.mark.parametrize(("variant", "share"), [("resnet_10", 0.62), ("resnet_50", 0.45)])
 def test_memory_is_saved(variant: str, share: float) -> None:
-    """By about a third and by half, for a quarter more operations."""
-    size = (64, 96, 96)
+    """Two fifths and more than half of it, for about a quarter more operations."""
+    size = (96, 160, 160)
     plain, flop = iteration_cost(variant, size, 2, head="unet")
     saved, more = iteration_cost(variant, size, 2, head="unet", activation_checkpointing=True)
     assert saved < share * plain
