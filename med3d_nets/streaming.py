@@ -8,6 +8,7 @@ no later window reaches become labels on the file's grid at once.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +25,22 @@ from tqdm import tqdm
 
 from med3d_nets.errors import Med3dError
 
-__all__ = ["AxisMap", "PatchInferer", "match_grids"]
+__all__ = ["AxisMap", "NotParallelError", "PatchInferer", "match_grids"]
 
-OFF_AXIS = 0.01
-"""Distance, in voxels of the network's grid, that the file's axes may stray from the network's over the volume."""
+OFF_AXIS = 0.1
+"""Distance, in voxels of the network's grid, that the file's axes may stray from the network's over the volume. Affines
+that a file rounds to three digits stray by less; a tilted gantry's axes by more."""
+
+logger = logging.getLogger(__name__)
 
 WHOLE = 1e-3
 """Distance, in voxels, from a voxel's centre below which a position counts as that centre."""
 
 Window = tuple[slice, slice, slice]
+
+
+class NotParallelError(ValueError):
+    """The axes of two grids are not parallel."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +82,11 @@ class PatchInferer(Inferer):
 
     Windows lie and are blended as those of MONAI's ``SlidingWindowInferer`` with ``mode="gaussian"``, and the blended
     logits' softmax is interpolated linearly to the centres of the file's voxels, as ``Invertd`` does; voxels outside
-    the volume, which was cropped, become background. Of the floating-point numbers, no more is held than the planes
-    that a row of windows reaches, along the axis where they are fewest. They are on the input's device and in single
-    precision, also where the network's logits are not.
+    the volume, which was cropped, become background. Where the file's axes are sheared, as those of a scanner whose
+    gantry is tilted, a voxel takes the label of the network's nearest voxel instead.
+
+    Of the floating-point numbers, no more is held than the planes that a row of windows reaches, along the axis where
+    they are fewest. They are on the input's device and in single precision, also where the network's logits are not.
 
     Args:
         patch_size: depth, height and width of the windows, in voxels of the network's grid. Smaller volumes are padded
@@ -128,19 +138,17 @@ class PatchInferer(Inferer):
             Class numbers, ``(batch, 1, *shape of the file)``, uint8, on the CPU, with the file's affine.
 
         Raises:
-            Med3dError: if the files of a batch differ in shape, or if the file's axes are not parallel to those of the
-                network's grid.
+            Med3dError: if the files of a batch differ in shape.
         """
         volumes = _split(inputs)
         shapes = [_file_grid(volume)[1] for volume in volumes]
         if len(set(shapes)) > 1:
             found = ", ".join(str(shape) for shape in shapes)
             raise Med3dError(f"a batch has files of the shapes {found}, expected one shape; load one file at a time")
-        maps = [_match_file(volume) for volume in volumes]
         with torch.no_grad():
             labels = [
-                self._predict(volume, axes, shape, lambda window: network(window, *args, **kwargs))
-                for volume, axes, shape in zip(volumes, maps, shapes, strict=True)
+                self._predict(volume, shape, lambda window: network(window, *args, **kwargs))
+                for volume, shape in zip(volumes, shapes, strict=True)
             ]
         return list_data_collate(
             [
@@ -149,11 +157,16 @@ class PatchInferer(Inferer):
             ]
         )
 
-    def _predict(
-        self, volume: MetaTensor, maps: Sequence[AxisMap], shape: Sequence[int], predictor: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def _predict(self, volume: MetaTensor, shape: Sequence[int], predictor: Callable[[Tensor], Tensor]) -> Tensor:
         """Label map of one volume, ``(1, *shape)``."""
         size = tuple(volume.shape[1:])
+        own, other = (_as_array(affine) for affine in (volume.affine, _file_grid(volume)[0]))
+        try:
+            maps = match_grids(own, size, other, shape, volume.device)
+        except NotParallelError as error:
+            logger.warning("%s: %s", volume.meta.get("filename_or_obj", "a volume"), error)
+            straight = self._predict(MetaTensor(volume.as_tensor(), affine=own), size, predictor)
+            return _take_nearest(straight[0], np.linalg.solve(own, other), shape)[None]
         axis = min(range(3), key=lambda axis: min(1.0, self.patch_size[axis] / size[axis]))
         first, *others = [maps[axis], *(other for index, other in enumerate(maps) if index != axis)]
         labels = torch.zeros(*shape, dtype=torch.uint8)
@@ -261,7 +274,7 @@ def match_grids(
         device: of the tensors in the result.
 
     Raises:
-        Med3dError: if the axes are not parallel.
+        NotParallelError: if the axes are not parallel.
     """
     matrix = np.linalg.solve(network_affine, file_affine)
     order = [int(axis) for axis in np.abs(matrix[:3, :3]).argmax(1)]
@@ -269,9 +282,9 @@ def match_grids(
     strays[range(3), order] = 0
     stray = float(strays.sum(1).max())
     if sorted(order) != [0, 1, 2] or stray > OFF_AXIS:
-        raise Med3dError(
-            f"the axes of the file stray by {stray:.3g} voxels from those of the grid that the network sees, expected "
-            f"{OFF_AXIS} or less: the file's affine is sheared; resample it to axes at right angles"
+        raise NotParallelError(
+            f"the axes of the file stray by {stray:.3g} voxels from those of the grid that the network sees, so that "
+            "its labels are those of the nearest voxels, not interpolated: the file's affine is sheared"
         )
     maps = []
     for axis, file_axis in enumerate(order):
@@ -317,11 +330,23 @@ def _file_grid(volume: MetaTensor) -> tuple[Any, tuple[int, ...]]:
     return volume.meta["original_affine"], tuple(int(size) for size in volume.meta["spatial_shape"])[:3]
 
 
-def _match_file(volume: MetaTensor) -> list[AxisMap]:
-    affine, shape = _file_grid(volume)
-    affines = (torch.as_tensor(matrix, dtype=torch.float64, device="cpu").numpy() for matrix in (volume.affine, affine))
-    network_affine, file_affine = affines
-    try:
-        return match_grids(network_affine, volume.shape[1:], file_affine, shape, volume.device)
-    except Med3dError as error:
-        raise Med3dError(f"{volume.meta.get('filename_or_obj', 'a volume')}: {error}") from error
+def _as_array(affine: Any) -> np.ndarray:
+    return torch.as_tensor(affine, dtype=torch.float64, device="cpu").numpy()
+
+
+def _take_nearest(labels: Tensor, matrix: np.ndarray, shape: Sequence[int]) -> Tensor:
+    """Labels of the nearest voxels, plane by plane; background outside.
+
+    Args:
+        labels: on the network's grid.
+        matrix: from the file's voxels to those of the network, 4 x 4.
+        shape: of the file.
+    """
+    result = torch.zeros(*shape, dtype=labels.dtype)
+    rows, columns = np.indices(shape[1:])
+    for index, plane in enumerate(result):
+        file = np.stack([np.full(rows.shape, index), rows, columns, np.ones(rows.shape)])
+        found = np.einsum("ij,jrc->irc", matrix[:3], file).round().astype(np.int64)
+        inside = np.logical_and.reduce([(at >= 0) & (at < size) for at, size in zip(found, labels.shape, strict=True)])
+        plane[torch.from_numpy(inside)] = labels[tuple(torch.from_numpy(at[inside]) for at in found)]
+    return result

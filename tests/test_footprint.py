@@ -8,18 +8,35 @@ import torch
 from med3d_nets import footprint
 from med3d_nets.errors import Med3dError
 from med3d_nets.footprint import Cost, LiveTensors, find_memory_gb, iteration_cost, training_cost
-from med3d_nets.networks import HEADS
+from med3d_nets.networks import HEADS, create_model
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("head", HEADS)
-def test_memory_and_operations_grow_with_the_voxels(head: str) -> None:
-    cost = training_cost("resnet_10", 3, 2, head)
-    n_bytes, flop = iteration_cost("resnet_10", (80, 64, 96), 3, 3, 2, head)
+def test_memory_and_operations_grow_with_the_voxels(head: str, checkpointed: bool) -> None:
+    cost = training_cost("resnet_10", 3, 2, head, checkpointed)
+    n_bytes, flop = iteration_cost(
+        "resnet_10", (80, 64, 96), 3, 3, 2, head, activation_checkpointing=checkpointed, adamw=True
+    )
     n_voxels = 3 * 80 * 64 * 96
     assert cost.n_bytes(n_voxels) == pytest.approx(n_bytes, rel=0.02)
     assert cost.voxel_flop * n_voxels == pytest.approx(flop, rel=0.02)
     assert cost.n_voxels(cost.n_bytes(n_voxels)) == pytest.approx(n_voxels, rel=1e-3)
     assert cost.n_voxels(cost.fixed_bytes / 2) == 0
+
+
+def test_checkpointing_takes_less_for_each_voxel_and_computes_more() -> None:
+    plain, saved = (training_cost("resnet_50", head="unet", activation_checkpointing=value) for value in (False, True))
+    assert saved.fixed_bytes == pytest.approx(plain.fixed_bytes, rel=0.02)
+    assert saved.voxel_bytes < 0.45 * plain.voxel_bytes
+    assert 1.2 < saved.voxel_flop / plain.voxel_flop < 1.4
+
+
+def test_adamw_has_a_second_state() -> None:
+    with torch.device("meta"):
+        weights = sum(parameter.nbytes for parameter in create_model("resnet_10", head="unet").parameters())
+    sgd, adamw = (iteration_cost("resnet_10", (64, 64, 64), 2, head="unet", adamw=value)[0] for value in (False, True))
+    assert adamw - sgd == weights
 
 
 def test_unknown_names_are_told() -> None:

@@ -1,4 +1,4 @@
-"""The shipped inference of the ``patch`` recipe: a label map lies on its file's own grid, however the file's axes run."""
+"""The shipped inference of the ``patch`` recipe: label maps lie on their files' own grids, however the axes run."""
 
 from __future__ import annotations
 

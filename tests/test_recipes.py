@@ -10,7 +10,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import torch
 from conftest import BUNDLE
 from monai.inferers import SimpleInferer
 from test_every_bundle import workflow
@@ -40,7 +39,7 @@ def test_flips_are_those_of_the_training(flips: bool | list[int], axes: list[int
 
 @pytest.mark.parametrize(("trained", "flips"), [([], True), ([0], [1]), ([0, 2], [0, 1])])
 def test_flips_that_training_did_not_make(trained: list[int], flips: bool | list[int]) -> None:
-    with pytest.raises(Med3dError, match="test_time_flips is .*, but training flipped volumes along"):
+    with pytest.raises(Med3dError, match=r"test_time_flips is .*, but training flipped volumes along"):
         make_inferer(replace(PATCH, flip_axes=trained), flips=flips)
 
 

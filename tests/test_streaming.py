@@ -365,14 +365,24 @@ def test_a_batch_of_files(tmp_path: Path) -> None:
         PatchInferer(PATCH)(batch["image"], network)
 
 
-def test_sheared_files_are_told() -> None:
+def test_sheared_files_take_the_nearest_labels(caplog: pytest.LogCaptureFixture) -> None:
+    """A network that answers with the intensity's sign: the file's voxels see that of the voxel nearest to them."""
     sheared = np.eye(4)
-    sheared[0, 1] = 0.002
-    volume = grid(torch.rand(1, 8, 5, 6), original_affine=sheared, filename_or_obj="scan.nii")
-    PatchInferer(PATCH)(volume, Network())  # 0.008 voxels, at most
-    volume = grid(torch.rand(1, 8, 9, 6), original_affine=sheared, filename_or_obj="scan.nii")
-    with pytest.raises(Med3dError, match=r"scan\.nii: the axes of the file stray by 0\.016 voxels .* 0\.01 or less"):
-        PatchInferer(PATCH)(volume, Network())
+    sheared[0, 1] = 0.01
+    volume = torch.randn(1, 8, 9, 6)
+    PatchInferer(PATCH)(grid(volume, original_affine=sheared), Network())  # 0.08 voxels, at most
+    assert not caplog.records
+    sheared[0, 1] = 0.3
+    shape = (7, 9, 6)
+    given = grid(volume, original_affine=sheared, spatial_shape=np.array(shape), filename_or_obj="scan.nii")
+    found = PatchInferer(PATCH)(given, lambda patch: torch.cat([-patch, patch], 1))[0, 0]
+    assert "scan.nii: the axes of the file stray by 2.4 voxels" in caplog.text
+    expected = torch.zeros(shape)
+    for x, y, z in np.ndindex(shape):
+        if (nearest := round(x + 0.3 * y)) < 8:
+            expected[x, y, z] = float(volume[0, nearest, y, z] > 0)
+    assert torch.equal(found.as_tensor().float(), expected)
+    np.testing.assert_array_equal(found.affine.squeeze(), sheared)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,18 @@
 network's input, and times the steps of an iteration one by one beside it. ``--data_root`` and ``--img_list`` measure on
 real scans. The row "as upstream" is the same network computed by the library's convolutions alone, with the loss at a
 quarter of the resolution as MedicalNet has it: what the original's iteration costs without its loading.
+
+``--recipe patch`` measures an iteration of the ``patch`` recipe and the most memory that it takes, in a process of its
+own: ``python tools/benchmark.py --recipe patch --variant resnet_50 --patch_size 96,160,160 --batch_size 1``. With
+``--activation_checkpointing`` a second row shows what that saves and costs. What is counted to need more than the
+machine has is not run.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import multiprocessing
 import platform
 import re
 import subprocess
@@ -17,6 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,9 +36,16 @@ from monai.losses import DiceCELoss
 from torch import Tensor
 
 from med3d_nets import create_model, dilation
+from med3d_nets.checkpointing import checkpoint_activations
+from med3d_nets.commands import exit_with_message
+from med3d_nets.errors import Med3dError
+from med3d_nets.footprint import find_memory_gb, iteration_cost
+from med3d_nets.settings import RECIPES
 from med3d_nets.variants import get_variant
 
 ROOT = Path(__file__).resolve().parent.parent
+SHARE = 0.8
+"""Share of the memory that an iteration is counted to need at most; the rest is for the libraries."""
 
 
 def synthetic(folder: Path, size: tuple[int, int, int], n_volumes: int) -> None:
@@ -101,32 +116,105 @@ def iteration_ms(
     return {name: float(np.median(values[2:])) for name, values in times.items()}
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", default="resnet_10")
-    parser.add_argument("--size", type=int, nargs=3, default=(40, 56, 40), metavar=("D", "H", "W"))
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--n_volumes", type=int, default=80)
-    parser.add_argument("--n_epochs", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--data_root", default="")
-    parser.add_argument("--img_list", default="train.txt")
-    parser.add_argument("--val_list", default="val.txt")
-    parser.add_argument("--n_seg_classes", type=int, default=2)
-    given = parser.parse_args()
-    size, batch = tuple(given.size), given.batch_size
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{given.variant}, {size[0]} x {size[1]} x {size[2]}, batch {batch}, {name}, {platform.machine()}, ", end="")
-    print(f"torch {torch.__version__}\n")
+def patch_iteration(
+    variant: str, size: tuple[int, int, int], batch: int, n_seg_classes: int, checkpointed: bool, repeats: int
+) -> tuple[float, float]:
+    """Median seconds of an iteration of the ``patch`` recipe, after one that is not counted, and GB at its peak.
 
+    On a GPU, in mixed precision, the peak is what torch had allocated there. On a CPU it is what this process had in
+    memory at any time, libraries included.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    amp = device.type == "cuda"
+    network = create_model(variant, n_seg_classes, head="unet").to(device)
+    checkpoint_activations(network, checkpointed).train()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp)
+    image = torch.randn(batch, 1, *size, device=device)
+    label = torch.randint(0, n_seg_classes, (batch, 1, *size), device=device).float()
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        optimiser.zero_grad()
+        with torch.autocast(device.type, enabled=amp):
+            loss = loss_function(network(image), label)
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        if amp:
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated(device) if amp else _most_resident()
+    return float(np.median(times[1:])), peak / 1e9
+
+
+def _most_resident() -> int:
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure_patches(
+    variant: str, size: tuple[int, int, int], batch: int, n_seg_classes: int, checkpointed: bool, repeats: int
+) -> tuple[float, float]:
+    """:func:`patch_iteration` in a process of its own, whose peak is of this iteration alone.
+
+    Raises:
+        Med3dError: if the system ended that process, as it does where memory runs out.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        done = pool.submit(patch_iteration, variant, size, batch, n_seg_classes, checkpointed, repeats)
+        try:
+            return done.result()
+        except BrokenProcessPool as error:
+            raise Med3dError("the system ended the iteration's process, probably because memory ran out") from error
+
+
+def print_patch_recipe(given: argparse.Namespace, device: torch.device) -> None:
+    """Measure the ``patch`` recipe and print a row without activation checkpointing and, if wanted, one with it.
+
+    Raises:
+        Med3dError: if the patch is too small to train on, or no row was run.
+    """
+    size, batch, found = given.patch_size, given.batch_size or 2, given.memory_gb or find_memory_gb(device)
+    by = "x".join(map(str, size))
+    count = functools.partial(iteration_cost, given.variant, size, batch, given.n_seg_classes, head="unet", adamw=True)
+    rows = (False, True) if given.activation_checkpointing else (False,)
+    try:
+        counts = [count(half=device.type == "cuda", activation_checkpointing=row)[0] / 1e9 for row in rows]
+    except Med3dError:
+        raise
+    except ValueError as error:  # batch normalisation needs more than one voxel at a stride of 8
+        raise Med3dError(f"patches of {by} voxels in batches of {batch} cannot be trained on: {error}") from error
+    if min(counts) > SHARE * found:
+        raise Med3dError(
+            f"patches of {by} voxels in batches of {batch} do not fit: counted {min(counts):.3g} GB of {found:.3g} GB, "
+            f"expected at most {SHARE:.0%} of that; lower --patch_size or --batch_size"
+            + ("" if given.activation_checkpointing else ", or try --activation_checkpointing")
+        )
+    _print_title(f"{given.variant}, patch recipe, {by.replace('x', ' x ')}, batch {batch}", device)
+    columns = ("activation checkpointing", "s per iteration", "peak memory", "counted")
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for row, counted in zip(rows, counts, strict=True):
+        measured = f"does not fit in {found:.3g} GB | -"
+        if counted <= SHARE * found:
+            repeats = given.repeats or 2
+            seconds, peak = measure_patches(given.variant, size, batch, given.n_seg_classes, row, repeats)
+            measured = f"{seconds:.2f} s | {peak:.2f} GB"
+        print(f"| {'yes' if row else 'no'} | {measured} | {counted:.2f} GB |", flush=True)
+
+
+def print_whole_recipe(given: argparse.Namespace, device: torch.device) -> None:
+    """Measure the ``whole`` recipe: a row for this package's iteration, one for upstream's, and ``train.json``."""
+    size, batch = tuple(given.size), given.batch_size or 4
+    _print_title(f"{given.variant}, {size[0]} x {size[1]} x {size[2]}, batch {batch}", device)
     columns = ("computed", "forward", "loss", "backward", "optimiser", "ms per iteration", "volumes/s")
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for as_upstream in (False, True):
         # A fraction of 0 sends every convolution to the library.
         with mock.patch.object(dilation, "MAX_FRACTION", 0.0 if as_upstream else dilation.MAX_FRACTION):
-            steps = iteration_ms(given.variant, size, batch, device, as_upstream, given.repeats)
+            steps = iteration_ms(given.variant, size, batch, device, as_upstream, given.repeats or 15)
         whole = sum(steps.values())
         each = " | ".join(f"{value:.0f} ms" for value in steps.values())
         row = "as upstream" if as_upstream else "here"
@@ -144,6 +232,46 @@ def main() -> None:
         rates = train(given.variant, options)
     print(f"\ntrain.json, loading and augmentation included: {np.median(rates):.1f} volumes/s "
           f"(median of {len(rates)} epochs after the first)")  # fmt: skip
+
+
+def _print_title(what: str, device: torch.device) -> None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"{what}, {name}, {platform.machine()}, torch {torch.__version__}\n", flush=True)
+
+
+def _patch_size(text: str) -> tuple[int, ...]:
+    size = tuple(int(part) for part in text.strip("[]() ").split(","))
+    if len(size) != 3 or min(size) < 1:
+        raise ValueError
+    return size
+
+
+_patch_size.__name__ = "three numbers of voxels"  # in argparse's message
+
+
+def main() -> None:
+    """Measure and print; exit with 1 for an error that the user can mend."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", default="resnet_10")
+    parser.add_argument("--recipe", choices=RECIPES, default="whole")
+    parser.add_argument("--batch_size", type=int, help="4 for the whole recipe, 2 for patches, if not given")
+    parser.add_argument("--repeats", type=int, help="iterations; 15 for the whole recipe, 2 for patches, if not given")
+    parser.add_argument("--n_seg_classes", type=int, default=2)
+    whole = parser.add_argument_group("of the whole recipe")
+    whole.add_argument("--size", type=int, nargs=3, default=(40, 56, 40), metavar=("D", "H", "W"))
+    whole.add_argument("--n_volumes", type=int, default=80)
+    whole.add_argument("--n_epochs", type=int, default=4)
+    whole.add_argument("--data_root", default="")
+    whole.add_argument("--img_list", default="train.txt")
+    whole.add_argument("--val_list", default="val.txt")
+    patch = parser.add_argument_group("of the patch recipe")
+    patch.add_argument("--patch_size", type=_patch_size, default=(96, 160, 160), metavar="D,H,W")
+    patch.add_argument("--activation_checkpointing", action="store_true", help="measure with it, too")
+    patch.add_argument("--memory_gb", type=float, default=0, help="GB of 10^9 bytes not to exceed, if less than found")
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with exit_with_message():
+        (print_patch_recipe if given.recipe == "patch" else print_whole_recipe)(given, device)
 
 
 if __name__ == "__main__":
