@@ -102,9 +102,12 @@ class _SkipPadding(torch.autograd.Function):
         grad = grad.movedim(1, -1).contiguous()
         grad_x = torch.zeros_like(x)
         shape = (*kernel.shape[1:], 3, 3, 3)
-        grad_weight = grad.new_zeros(shape).contiguous(memory_format=torch.channels_last_3d)
+        grad_weight = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last_3d)
         grad_kernel = _by_tap(grad_weight)
-        for index, read, write in _taps(x.shape[1:4], ctx.dilation):
+        taps = list(_taps(x.shape[1:4], ctx.dilation))
+        if len(taps) < len(grad_kernel):
+            grad_weight.zero_()
+        for index, read, write in taps:
             part = grad[write].flatten(0, 3)
             grad_x[read] += (part @ kernel[index]).view_as(x[read])
             torch.mm(part.T, x[read].flatten(0, 3), out=grad_kernel[index])

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from monai.losses import DiceCELoss
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -123,38 +123,37 @@ def iteration_cost(
         image, label = torch.empty(batch, in_channels, *size), torch.empty(batch, 1, *size)
     checkpoint_activations(network, activation_checkpointing)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
-    parameters = list(network.parameters())
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    # foreach is what SGD chooses by itself on a GPU. A fused AdamW allocates nothing in its step, and does not take
-    # meta tensors: its state alone is counted.
-    optimiser = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-3, foreach=True)
-    step: Callable[[], object] = (lambda: None) if adamw else optimiser.step
-    step()
-    states = [torch.zeros_like(value) for value in 2 * parameters] if adamw else []
-    states += [state["momentum_buffer"] for state in optimiser.state.values()]
+    step, tensors = _prepare(list(network.parameters()), adamw)
 
     def iterate() -> None:
-        optimiser.zero_grad(set_to_none=False)  # as MONAI's trainer does
+        network.zero_grad(set_to_none=False)  # as MONAI's trainer does
         prediction = network(image.to(torch.float16) if half else image)  # which the trainer keeps, so it has a name
         loss_function(prediction.float(), label).backward()
         step()
 
     live = LiveTensors()
-    live.add(
-        image,
-        label,
-        *parameters,
-        *network.buffers(),
-        *(value.grad for value in parameters if value.grad is not None),
-        *states,
-    )
+    live.add(image, label, *network.buffers(), *tensors)
     with live:
         iterate()
     # Not at once: the counter keeps what activation checkpointing has computed again.
     with FlopCounterMode(display=False) as flop:
         iterate()
     return live.peak, flop.get_total_flops()
+
+
+def _prepare(parameters: Sequence[nn.Parameter], adamw: bool) -> tuple[Callable[[], object], list[Tensor]]:
+    """The optimiser's step; and parameters, gradients and the optimiser's state."""
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    if adamw:  # torch's fused step allocates nothing, and takes no meta tensors
+        states = [torch.zeros_like(parameter) for _ in range(2) for parameter in parameters]
+        return lambda: None, [*parameters, *gradients, *states]
+    # foreach is what SGD chooses by itself on a GPU.
+    optimiser = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-3, foreach=True)
+    optimiser.step()
+    momentum = [state["momentum_buffer"] for state in optimiser.state.values()]
+    return optimiser.step, [*parameters, *gradients, *momentum]
 
 
 @functools.lru_cache
