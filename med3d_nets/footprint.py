@@ -126,7 +126,8 @@ def iteration_cost(
     step, tensors = _prepare(list(network.parameters()), adamw)
 
     def iterate() -> None:
-        network.zero_grad(set_to_none=False)  # as MONAI's trainer does
+        # Gradients count throughout, as in DistributedDataParallel's buckets; where they are freed, it is less.
+        network.zero_grad(set_to_none=False)
         prediction = network(image.to(torch.float16) if half else image)  # which the trainer keeps, so it has a name
         loss_function(prediction.float(), label).backward()
         step()

@@ -135,9 +135,9 @@ def make_plan(
     - Spacing: the median along each axis. As in nnU-Net, the 10th percentile along an axis whose median is more than
       three times that of both others, where volumes also have less than a third of their voxels along it; but never
       finer than the others' coarsest.
-    - Patch: whole crops where they fit, that is, the 90th percentile of the shapes at that spacing, at most a quarter
-      more than the median, rounded up to multiples of 8. Otherwise the axis that is longest in mm is shortened until
-      the batch fits into a share of the memory, and into the operations that a CPU, or the voxels that a GPU, is given.
+    - Patch: whole crops where they fit, that is, the median shape at that spacing, from which nnU-Net starts too,
+      rounded up to multiples of 8. Otherwise the axis that is longest in mm is shortened until the batch fits into a
+      share of the memory, and into the operations that a CPU, or the voxels that a GPU, is given.
     - Batch: 2; on a GPU, which small batches leave idle, 4 where whole crops fit.
     - Intensity: CT where most volumes have air, or nearly all have fat, of the HU expected.
     - Flips: axes along which neither images nor classes have a direction that the cases agree on, and whose sides no
@@ -246,9 +246,8 @@ def _plan_batch(
 
 
 def _whole(shapes: NDArray[np.int64]) -> Triple:
-    """The patch that holds nine of ten volumes, though none much larger than the median."""
-    most = np.minimum(np.percentile(shapes, 90, axis=0, method="nearest"), 1.25 * np.median(shapes, axis=0))
-    return _three(STRIDE * math.ceil(value / STRIDE) for value in most)
+    """The patch that holds a volume of the median shape."""
+    return _three(STRIDE * math.ceil(value / STRIDE) for value in np.median(shapes, axis=0))
 
 
 def _shrink(wanted: Triple, spacing: Sequence[float], n_voxels: int) -> Triple:
