@@ -88,6 +88,7 @@ def plan_training(
     memory_gb: float = 0,
     flip_axes: str | Sequence[int] = "auto",
     class_names: Sequence[str] = (),
+    activation_checkpointing: bool = False,
     num_workers: int = 0,
 ) -> Plan:
     """Measure the training cases and plan how to train on them.
@@ -103,6 +104,7 @@ def plan_training(
         memory_gb: memory of the device, in GB of 10^9 bytes; 0: as :func:`find_memory_gb` finds it.
         flip_axes: RAS axes that may be flipped (0: left-right, 1: posterior-anterior, 2: inferior-superior), or "auto".
         class_names: names of all classes, which may tell sides.
+        activation_checkpointing: whether training saves memory in that way.
 
     Raises:
         Med3dError: see :func:`make_plan` and :func:`~med3d_nets.fingerprint.measure_cases`.
@@ -111,7 +113,7 @@ def plan_training(
     check_given(*given, in_channels)
     training_cost(variant, n_seg_classes, in_channels, head)  # an unknown variant is told before files are read
     fingerprint = measure_cases(cases, n_seg_classes, in_channels, num_workers)
-    plan = make_plan(fingerprint, variant, head, device, *given, class_names)
+    plan = make_plan(fingerprint, variant, head, device, *given, class_names, activation_checkpointing)
     for text in plan.reasons.values():
         _log.info("plan: %s", text)
     return plan
@@ -129,6 +131,7 @@ def make_plan(
     memory_gb: float = 0,
     flip_axes: str | Sequence[int] = "auto",
     class_names: Sequence[str] = (),
+    activation_checkpointing: bool = False,
 ) -> Plan:
     """Plan by these rules, for what is not given.
 
@@ -145,8 +148,8 @@ def make_plan(
 
     Args:
         fingerprint: of the training cases.
-        variant, head, device, spacing, patch_size, batch_size, intensity, memory_gb, flip_axes, class_names: as
-            for :func:`plan_training`.
+        variant, head, device, spacing, patch_size, batch_size, intensity, memory_gb, flip_axes, class_names,
+            activation_checkpointing: as for :func:`plan_training`.
 
     Raises:
         Med3dError: if a value given makes no sense, or the memory is too small.
@@ -154,7 +157,8 @@ def make_plan(
     check_given(spacing, patch_size, batch_size, intensity, memory_gb, flip_axes, fingerprint.in_channels)
     reasons = {"orientation": "orientation RAS: axes are turned alike, whatever order files store them in"}
     millimetres, reasons["spacing"] = _plan_spacing(fingerprint, spacing)
-    cost = training_cost(variant, fingerprint.n_seg_classes, fingerprint.in_channels, head)
+    channels = fingerprint.in_channels
+    cost = training_cost(variant, fingerprint.n_seg_classes, channels, head, activation_checkpointing)
     limit = _find_limit(cost, torch.device(device), memory_gb)
     size, batch, texts = _plan_batch(fingerprint, millimetres, patch_size, batch_size, cost, limit)
     reasons |= texts
@@ -227,7 +231,8 @@ def _plan_batch(
     needed = f"{cost.n_bytes(n_voxels) / 1e9:.2g} GB of {limit.memory_gb:.3g} GB"
     if n_voxels > limit.in_memory:
         text = f"patches of {_by(size)} voxels in batches of {batch} need {needed}, of which a part must stay free; "
-        text += "choose a smaller variant or --batch_size, or give the memory with --memory_gb"
+        text += "choose a smaller variant or --batch_size, or --activation_checkpointing True, or give the memory with "
+        text += "--memory_gb"
         if not patch_size:
             raise Med3dError(text)
         _log.warning("%s", text)  # the count knows nothing of what may save memory

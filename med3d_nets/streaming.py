@@ -165,7 +165,7 @@ class PatchInferer(Inferer):
             maps = match_grids(own, size, other, shape, volume.device)
         except NotParallelError as error:
             logger.warning("%s: %s", volume.meta.get("filename_or_obj", "a volume"), error)
-            straight = self._predict(MetaTensor(volume.as_tensor(), affine=own), size, predictor)
+            straight = self._predict(MetaTensor(volume.as_tensor(), affine=torch.from_numpy(own)), size, predictor)
             return _take_nearest(straight[0], np.linalg.solve(own, other), shape)[None]
         axis = min(range(3), key=lambda axis: min(1.0, self.patch_size[axis] / size[axis]))
         first, *others = [maps[axis], *(other for index, other in enumerate(maps) if index != axis)]

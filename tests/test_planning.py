@@ -102,6 +102,13 @@ def test_a_cpu_is_given_less_and_deeper_networks_still_less() -> None:
     assert "a CPU's time" in plan(large).reasons["patch_size"]
 
 
+def test_checkpointing_makes_room_for_a_larger_patch() -> None:
+    large = made((512, 512, 200))
+    options = {"variant": "resnet_50", "device": "cuda", "memory_gb": 4}
+    plain, saved = (plan(large, **options, activation_checkpointing=value) for value in (False, True))
+    assert math.prod(saved.patch_size) > 1.5 * math.prod(plain.patch_size)
+
+
 def test_too_little_memory_is_an_error() -> None:
     with pytest.raises(
         Med3dError, match=r"patches of 16 x 16 x 16 voxels in batches of 2 need .* GB of 0.3 GB.*--memory"

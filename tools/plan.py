@@ -62,6 +62,7 @@ def plan(
     batch_size: int = 0,
     intensity: str | Sequence[float] = "auto",
     flip_axes: str | Sequence[int] = "auto",
+    activation_checkpointing: bool = False,
     num_workers: int = 0,
     iterations: int = 3,
     out: str = "",
@@ -85,6 +86,7 @@ def plan(
         batch_size: patches in an iteration, instead of the planner's.
         intensity: "auto", "ct", "mr" or the HU to clip to.
         flip_axes: "auto", or those that may be flipped.
+        activation_checkpointing: whether training will save memory in that way.
         num_workers: threads that read files (0: up to four).
         iterations: training iterations to time (0: none).
         out: a JSON file to write.
@@ -103,7 +105,7 @@ def plan(
     classes = n_seg_classes or count_classes(cases, num_workers)
     names = name_classes(class_names, classes, data_root)
     fingerprint = measure_cases(cases, classes, in_channels, num_workers)
-    proposed = make_plan(fingerprint, variant, head, device, *given, names)
+    proposed = make_plan(fingerprint, variant, head, device, *given, names, activation_checkpointing)
     print("\n".join(describe_cases(fingerprint, names)))
     print("\n".join(["", *describe_plan(proposed)]), flush=True)
     seconds = time_iteration(proposed, variant, head, classes, in_channels, device, iterations) if iterations else None
