@@ -303,7 +303,8 @@ def record_fold(
             raise Med3dError(
                 f"{path}: found fold {number} of {other['folds']}, with {len(both)} of the cases that fold {fold} of "
                 f"{folds} holds out too; expected one division with no case in two. Give all folds the same img_list, "
-                "folds, manual_seed and patient_pattern, or another --ckpt_dir"
+                "folds, manual_seed and patient_pattern, or give another --ckpt_dir, or delete the folders of the old "
+                "division"
             )
     if idist.get_rank() == 0:
         write_atomically(Path(fold_folder(ckpt_dir, folds, fold)) / RECORD, json.dumps(record, indent=4) + "\n")

@@ -15,13 +15,18 @@ __all__ = ["make_inferer", "rotate_range"]
 
 
 def make_inferer(
-    settings: Settings, overlap: float = 0.5, flips: bool | Sequence[int] = False, progress: bool = False
+    settings: Settings,
+    overlap: float = 0.5,
+    batch_size: int = 1,
+    flips: bool | Sequence[int] = False,
+    progress: bool = False,
 ) -> Inferer:
     """The inferer of a recipe: once for the ``whole`` volume, or patch by patch with Gaussian blending.
 
     Args:
         settings: those of the network.
         overlap: share of a patch that its neighbour covers too; half, as nnU-Net.
+        batch_size: patches at a time.
         flips: test-time flips: True to average the prediction over flips along the axes that training flipped, a list
             of axes of RAS orientation for some of these, or False.
         progress: whether to show a bar.
@@ -37,7 +42,7 @@ def make_inferer(
         )
     if settings.recipe == "whole":
         return SimpleInferer()
-    return PatchInferer(settings.input_size, overlap, flip_axes=axes if flips else (), progress=progress)
+    return PatchInferer(settings.input_size, overlap, batch_size, axes if flips else (), progress)
 
 
 def rotate_range(plan: Plan, angle: float = 0.26) -> list[float]:

@@ -32,7 +32,7 @@ from med3d_nets.statistics import case_means, pick_cases
 from med3d_nets.training_page import render_training
 from med3d_nets.weights import write_atomically
 
-__all__ = ["EvaluationPage", "TrainingPage"]
+__all__ = ["EvaluationPage", "TrainingPage", "check_training_page"]
 
 logger = logging.getLogger(__name__)
 
@@ -208,10 +208,9 @@ class TrainingPage:
 
     def prepare(self, engine: Engine) -> None:
         """Look for the page of an earlier training."""
-        _check_free(self.path, self.overwrite or self.resume or bool(self.records))
-        known = self.path.with_suffix(".json")
-        if self.resume and known.is_file():
-            self.records = json.loads(known.read_text(encoding="utf-8"))
+        check_training_page(self.path.parent.parent, self.overwrite or self.resume or bool(self.records))
+        if self.resume:
+            self.records = _read_record(self.path).get("epochs", self.records)
 
     def start(self, engine: Engine) -> None:
         """Note the rates that the epoch starts with: its end has those of the next one."""
@@ -247,8 +246,30 @@ class TrainingPage:
             return
         last = engine.state.max_epochs or self.records[-1]["epoch"]
         shown = (self.class_names, self.settings, self.metric, self.weights)
-        write_atomically(self.path.with_suffix(".json"), json.dumps(self.records, indent=1) + "\n")
+        record = {"weights": os.path.abspath(self.weights), "epochs": self.records}
+        write_atomically(self.path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
         write_atomically(self.path, render_training(self.records, last, *shown, running=running))
+
+
+def check_training_page(output_dir: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuse to replace the page of a training that left weights; one that stopped before is of no use.
+
+    Args:
+        output_dir: folder that ``report`` is in.
+        overwrite: whether the user asked for it, or goes on with that training.
+
+    Raises:
+        Med3dError: naming the page.
+    """
+    path = Path(output_dir) / "report" / "training.html"
+    weights = _read_record(path).get("weights", "")
+    _check_free(path, overwrite or (bool(weights) and not os.path.exists(weights)))
+
+
+def _read_record(page: Path) -> dict[str, Any]:
+    path = page.with_suffix(".json")
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _check_free(path: Path, overwrite: bool) -> None:

@@ -146,9 +146,10 @@ def check_model_folder(ckpt_dir: str, settings: Settings, resume_path: str, n_ep
                 f"{resume_path}: not a resumable checkpoint, it lacks {', '.join(missing)}; "
                 f"expected a checkpoint_epoch=*.pt of an earlier training"
             )
-        found = Settings(**content["best"]["settings"])
+        known = content["best"]["settings"]  # an earlier version's lacks some
+        found = Settings(**known)
         found_out = ("pretrained", "largest_component")  # by the training, not given to it
-        given = [field.name for field in fields(Settings) if field.name not in found_out]
+        given = [field.name for field in fields(Settings) if field.name in known and field.name not in found_out]
         check_settings(found, resume_path, **{name: getattr(settings, name) for name in given})
         trainer = content["trainer"]
         done = trainer["iteration"] // trainer["epoch_length"]

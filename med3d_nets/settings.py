@@ -16,6 +16,8 @@ __all__ = ["Settings", "check_settings", "name_classes", "read_settings", "versi
 RECIPES = ("whole", "patch")
 """How volumes become what the network sees."""
 
+MOST_CLASSES = 256
+
 FORMAT = 1
 """Version of the file's layout."""
 
@@ -67,6 +69,10 @@ class Settings:
         wanted = 3 if self.recipe == "patch" else 0
         if len(self.spacing) != wanted or not all(isinstance(mm, (int, float)) and mm > 0 for mm in self.spacing):
             raise Med3dError(f"spacing is {self.spacing!r}, expected {wanted} numbers of mm for recipe {self.recipe!r}")
+        if self.recipe == "patch" and len(self.class_names) > MOST_CLASSES:
+            raise Med3dError(
+                f"{len(self.class_names)} classes, expected at most {MOST_CLASSES}, as many as the bytes of a label map"
+            )
         _check_numbers("flip_axes", self.flip_axes, range(3))
         _check_numbers("largest_component", self.largest_component, range(1, len(self.class_names)))
         names = ("input_D", "input_H", "input_W")

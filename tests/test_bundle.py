@@ -213,3 +213,15 @@ def test_training_on_a_gpu_in_mixed_precision_resumes(dataset: Path, bundle_run:
     done = bundle_run("training", "configs/train.json", **options, n_epochs=2, resume_path=checkpoint)
     assert done.returncode == 0, done.stderr
     assert "epoch 2/2" in done.stdout
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_patches_on_a_gpu(dataset: Path, bundle_run: Run, tmp_path: Path) -> None:
+    """Label maps are made on the CPU, and so is what they are compared with."""
+    both = {"data_root": dataset, "ckpt_dir": tmp_path / "m", "output_dir": tmp_path}
+    options = {"n_seg_classes": 3, "pretrain_path": "", "patch_size": "[16,16,8]", "n_epochs": 1}
+    done = bundle_run("training", "['configs/train.json','configs/patch.json']", **both, **options)
+    assert done.returncode == 0, done.stderr
+    done = bundle_run("evaluating", EVALUATE, **both)
+    assert done.returncode == 0, done.stderr
+    assert "Surface Dice class 1" in (tmp_path / "metrics.csv").read_text()

@@ -24,18 +24,32 @@ def tool() -> ModuleType:
 def test_table_and_picture(tool: ModuleType, tmp_path: Path) -> None:
     scores = {"val_mean_dice": 0.85, "val_dice_left": 0.9, "val_dice_right": 0.8, "val_cleaned_dice": 0.86}
     runs = [tool.Run(3, [(0.5, 0.6), (1.25, 0.85)], 1.5, 2, scores), tool.Run(6, [(3.0, 0.84)], 3.25, 6, scores)]
-    assert tool.table(runs).splitlines() == [
+    assert tool.header(runs[0]).splitlines() == [
         "| epochs | minutes in all | left | right | mean Dice | best epoch |",
         "|---|---|---|---|---|---|",
-        "| 3 | 1.5 | 0.9000 | 0.8000 | 0.8500 | 2 |",
-        "| 6 | 3.2 | 0.9000 | 0.8000 | 0.8500 | 6 |",
     ]
-    tool.draw(runs, tmp_path / "new" / "curve.svg", "some data")
-    drawn = (tmp_path / "new" / "curve.svg").read_text()
+    assert tool.row(runs[0]) == "| 3 | 1.5 | 0.9000 | 0.8000 | 0.8500 | 2 |"
+    lacking = tool.Run(9, [], 2.0, 9, {**scores, "val_dice_right": None})
+    assert tool.row(lacking) == "| 9 | 2.0 | 0.9000 | - | 0.8500 | 9 |"
+    tool.draw([*runs, lacking], tmp_path / "curve.svg", "some data")
+    drawn = (tmp_path / "curve.svg").read_text()
     for text in ("some data", "3 epochs", "6 epochs", "0.850", "0.840", "minutes since"):
         assert text in drawn
     tool.draw(runs, tmp_path / "again.svg", "some data")
     assert (tmp_path / "again.svg").read_text() == drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("curve.jpg", "expected the name of an .svg"), ("old.svg", "exists already")]
+)
+def test_the_picture_is_checked_first(
+    tool: ModuleType, name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old.svg").write_text("mine")
+    with pytest.raises(SystemExit):
+        tool.main(["--data_root", str(tmp_path), "--out", str(tmp_path / name)])
+    assert text in capsys.readouterr().err
+    assert (tmp_path / "old.svg").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from med3d_nets import report_page
 from med3d_nets.errors import Med3dError
 from med3d_nets.handlers import ResumableSaver
 from med3d_nets.report_html import NOTHING
-from med3d_nets.report_page import EvaluationPage, TrainingPage
+from med3d_nets.report_page import EvaluationPage, TrainingPage, check_training_page
 
 AFFINE = np.diag([-2.0, 1.0, 2.5, 1.0])  # 5 cubic millimetres a voxel
 SHAPE = (8, 10, 6)
@@ -283,8 +283,9 @@ def test_resumed_training_goes_on_with_the_curves(tmp_path: Path) -> None:
     parts = Parts(tmp_path / "parts", n_epochs=2)
     page = with_page(parts, tmp_path / "parts")
     parts.run()
-    known = json.loads(page.path.with_suffix(".json").read_text())
-    assert known == page.records
+    record = json.loads(page.path.with_suffix(".json").read_text())
+    known = record["epochs"]
+    assert record == {"weights": str(tmp_path / "parts" / "model.pt"), "epochs": page.records}
     assert [record["epoch"] for record in known] == [1, 2]
 
     engine, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
@@ -298,6 +299,20 @@ def test_resumed_training_goes_on_with_the_curves(tmp_path: Path) -> None:
     assert page.records[0] == known[0]
     assert [record["loss"] for record in page.records[1:]] == [0.25, 0.25]  # epoch 2 was trained again
     assert [row[0].split()[0] for row in read(page.path).tables[0][1:]] == ["1", "2", "3"]
+
+
+def test_page_of_a_training_without_weights_is_replaced(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, n_epochs=1)
+    page = with_page(parts, tmp_path)
+    parts.run()
+    with pytest.raises(Med3dError, match=r"training\.html: exists already; give another --output_dir"):
+        check_training_page(tmp_path, overwrite=False)
+    check_training_page(tmp_path, overwrite=True)
+    Path(page.weights).unlink()
+    check_training_page(tmp_path, overwrite=False)
+    page.path.with_suffix(".json").unlink()
+    with pytest.raises(Med3dError, match="exists already"):
+        check_training_page(tmp_path, overwrite=False)
 
 
 def test_resumed_training_may_write_elsewhere(tmp_path: Path) -> None:

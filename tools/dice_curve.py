@@ -3,13 +3,15 @@
 ``python tools/dice_curve.py --data_root /data/Task04_Hippocampus --n_seg_classes 3 --n_epochs 10,60 --out curve.svg``
 runs the shipped ``train.json`` with ``patch.json`` once for each number of epochs, one after the other, in the bundle's
 folder. Minutes count from the command's start: reading the files, planning and validating are in them. A learning rate
-schedule ends with its training, so that a short training is not the beginning of a long one: each has a curve.
+schedule ends with its training, so that a short training is not the beginning of a long one: each has a curve. A row is
+printed as its training ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from med3d_nets.variants import get_variant
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = "['configs/train.json','configs/patch.json']"
-VALIDATION = re.compile(r"validation Dice: .*mean ([\d.]+)")
+VALIDATION = re.compile(r"validation Dice: .*mean ([\d.]+|nan)")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Run:
     curve: Sequence[tuple[float, float]]
     minutes: float
     epoch: int
-    scores: dict[str, float]
+    scores: dict[str, float | None]
 
 
 def train(variant: str, n_epochs: int, folder: Path, options: Sequence[str]) -> Run:
@@ -64,6 +66,7 @@ def train(variant: str, n_epochs: int, folder: Path, options: Sequence[str]) -> 
                 print(line, end="", file=sys.stderr, flush=True)
             if found := VALIDATION.search(line):
                 curve.append(((time.monotonic() - started) / 60, float(found[1])))
+    curve = [point for point in curve if math.isfinite(point[1])]
     minutes = (time.monotonic() - started) / 60
     if process.returncode:
         raise RuntimeError(f"the training ended with status {process.returncode}; its output is above")
@@ -71,18 +74,18 @@ def train(variant: str, n_epochs: int, folder: Path, options: Sequence[str]) -> 
     return Run(n_epochs, curve, minutes, record["epoch"], record["validation"])
 
 
-def table(runs: Sequence[Run]) -> str:
-    """The runs as a Markdown table: scores of the saved weights, those of the best validation."""
-    classes = [name for name in runs[0].scores if name.startswith("val_dice_")]
-    names = [name.removeprefix("val_dice_") for name in classes]
-    lines = [
-        f"| epochs | minutes in all | {' | '.join(names)} | mean Dice | best epoch |",
-        "|---" * (4 + len(names)) + "|",
-    ]
-    for run in runs:
-        scores = " | ".join(f"{run.scores[name]:.4f}" for name in [*classes, "val_mean_dice"])
-        lines.append(f"| {run.n_epochs} | {run.minutes:.1f} | {scores} | {run.epoch} |")
-    return "\n".join(lines)
+def header(run: Run) -> str:
+    """The head of the Markdown table that the run's row belongs to."""
+    names = [name.removeprefix("val_dice_") for name in run.scores if name.startswith("val_dice_")]
+    columns = ["epochs", "minutes in all", *names, "mean Dice", "best epoch"]
+    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
+
+
+def row(run: Run) -> str:
+    """Scores of the saved weights, those of the best validation; "-" for a class that no case has."""
+    values = [run.scores[name] for name in run.scores if name.startswith("val_dice_")]
+    scores = " | ".join("-" if value is None else f"{value:.4f}" for value in [*values, run.scores["val_mean_dice"]])
+    return f"| {run.n_epochs} | {run.minutes:.1f} | {scores} | {run.epoch} |"
 
 
 def draw(runs: Sequence[Run], path: Path, title: str) -> None:
@@ -92,7 +95,7 @@ def draw(runs: Sequence[Run], path: Path, title: str) -> None:
         axes = figure.add_subplot(
             xlabel="minutes since the command's start", ylabel="mean validation Dice", title=title
         )
-        for run in runs:
+        for run in (run for run in runs if run.curve):
             minutes, scores = zip(*run.curve, strict=True)
             (line,) = axes.plot(minutes, scores, marker="o", markersize=3, label=f"{run.n_epochs} epochs")
             best = max(run.curve, key=lambda point: point[1])
@@ -105,10 +108,11 @@ def draw(runs: Sequence[Run], path: Path, title: str) -> None:
                 color=line.get_color(),
             )
         known = sorted(score for run in runs for _, score in run.curve)
-        axes.set(xlim=(0, None), ylim=(max(0.0, known[len(known) // 10] - 0.02), known[-1] + 0.01))
+        axes.set(xlim=(0, None))
+        if known:
+            axes.set(ylim=(max(0.0, known[len(known) // 10] - 0.02), known[-1] + 0.01))
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
-        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -120,7 +124,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--n_epochs", type=lambda text: [int(part) for part in text.split(",")], default=[10, 60])
     parser.add_argument("--variant", default="resnet_10")
     parser.add_argument("--out", type=Path, help="picture, .svg or .png")
+    parser.add_argument("--overwrite", action="store_true", help="replace the picture")
     given, others = parser.parse_known_args(argv)
+    if given.out and given.out.suffix not in (".svg", ".png"):
+        parser.error(f"--out is {given.out}, expected the name of an .svg or a .png")
+    if given.out and given.out.exists() and not given.overwrite:
+        parser.error(f"{given.out}: exists already; name another file or pass --overwrite")
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
     options = [
         "--data_root",
         str(Path(given.data_root).resolve()),
@@ -132,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for n_epochs in given.n_epochs:
         with tempfile.TemporaryDirectory() as folder:
             runs.append(train(given.variant, n_epochs, Path(folder), options))
-    print(table(runs))
+        print("" if len(runs) > 1 else f"{header(runs[0])}\n", row(runs[-1]), sep="", flush=True)
     if given.out:
         draw(runs, given.out, f"{Path(given.data_root).name}, {given.variant} from random weights")
 

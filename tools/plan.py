@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from monai.losses import DiceCELoss
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tool runs from a checkout that is not installed
 
 from med3d_nets import commands, create_model  # noqa: E402
+from med3d_nets.checkpointing import checkpoint_activations  # noqa: E402
 from med3d_nets.datalist import load_cases  # noqa: E402
 from med3d_nets.distributed import select_device  # noqa: E402
 from med3d_nets.errors import Med3dError  # noqa: E402
@@ -108,8 +110,11 @@ def plan(
     proposed = make_plan(fingerprint, variant, head, device, *given, names, activation_checkpointing)
     print("\n".join(describe_cases(fingerprint, names)))
     print("\n".join(["", *describe_plan(proposed)]), flush=True)
-    seconds = time_iteration(proposed, variant, head, classes, in_channels, device, iterations) if iterations else None
-    if seconds is not None:
+    seconds = None
+    if iterations:
+        network = create_model(variant, classes, in_channels, head)
+        network = checkpoint_activations(network, activation_checkpointing)
+        seconds = time_iteration(proposed, network, classes, in_channels, device, iterations)
         print("\n".join(["", describe_time(seconds, len(cases), proposed, variant, head, device)]))
     if target:
         content = {
@@ -167,12 +172,12 @@ def describe_time(seconds: float, n_cases: int, proposed: Plan, variant: str, he
 
 
 def time_iteration(
-    proposed: Plan, variant: str, head: str, n_seg_classes: int, in_channels: int, device: torch.device, repeats: int
+    proposed: Plan, network: nn.Module, n_seg_classes: int, in_channels: int, device: torch.device, repeats: int
 ) -> float:
     """Median seconds of a training iteration on synthetic patches, after one that is not counted."""
-    network = create_model(variant, n_seg_classes, in_channels, head).to(device).train()
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
+    network.to(device).train()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
     image = torch.randn(proposed.batch_size, in_channels, *proposed.patch_size, device=device)
     label = torch.randint(0, n_seg_classes, (proposed.batch_size, 1, *proposed.patch_size), device=device)
     times = []
