@@ -112,8 +112,8 @@ def plan(
     print("\n".join(["", *describe_plan(proposed)]), flush=True)
     seconds = None
     if iterations:
-        network = create_model(variant, classes, in_channels, head)
-        network = checkpoint_activations(network, activation_checkpointing)
+        created = create_model(variant, classes, in_channels, head)
+        network = checkpoint_activations(created, activation_checkpointing)
         seconds = time_iteration(proposed, network, classes, in_channels, device, iterations)
         print("\n".join(["", describe_time(seconds, len(cases), proposed, variant, head, device)]))
     if target:
