@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import nibabel as nib
@@ -22,20 +23,25 @@ __all__ = ["check_cases", "identity", "reason"]
 AFFINE_TOLERANCE = 1e-3
 """Largest difference between an entry of the image's affine and the label's (mm, or mm per voxel)."""
 MAX_VALUES = 5
+MAX_CLASSES = 2**15
+"""Label values looked for where nobody says how many classes there are."""
 
 _log = logging.getLogger(__name__)
 
 
 def check_cases(
-    cases: Sequence[Mapping[str, str]], n_seg_classes: int = 2, in_channels: int = 1, num_workers: int = 0
+    cases: Sequence[Mapping[str, str]], n_seg_classes: int | None = 2, in_channels: int = 1, num_workers: int = 0
 ) -> list[str]:
     """Read every file of one list and say what is wrong with it, a problem a line; nothing is raised.
+
+    What is possible, such as a label without foreground or a class that no label has, is logged as a warning.
 
     Several processes share the work, and each returns all problems.
 
     Args:
         cases: items with "image" and, where there is one, "label": paths of NIfTI files.
-        n_seg_classes, in_channels, num_workers: as for :func:`med3d_nets.datalist.load_datalist`.
+        n_seg_classes: number of classes, background included; None: as the labels tell.
+        in_channels, num_workers: as for :func:`med3d_nets.datalist.load_datalist`.
     """
     if not cases:
         return []
@@ -43,13 +49,15 @@ def check_cases(
     start = time.perf_counter()
     # Threads suffice: reading and decompressing release the interpreter's lock.
     with ThreadPoolExecutor(num_workers if num_workers > 0 else min(4, os.cpu_count() or 1)) as pool:
-        results = gather(list(pool.map(lambda case: _check_case(case, n_seg_classes, in_channels), shard(cases))))
+        check = partial(_check_case, n_seg_classes=n_seg_classes or MAX_CLASSES, in_channels=in_channels)
+        results = gather(list(pool.map(check, shard(cases))))
     _log.info("checked the files of %d cases in %.1f s", len(cases), time.perf_counter() - start)
     labels = [values for _, values in results if values is not None]
     if empty := sum(values <= {0} for values in labels):
         _log.warning("%d of %d labels have no foreground: all their voxels are 0", empty, len(cases))
-    if labels and (absent := sorted(set(range(1, n_seg_classes)).difference(*labels))):
-        _log.warning("no label has class %s: is n_seg_classes=%d right?", ", ".join(map(str, absent)), n_seg_classes)
+    if labels and n_seg_classes and (absent := sorted(set(range(1, n_seg_classes)).difference(*labels))):
+        named = ", ".join(map(str, absent[:MAX_VALUES])) + ", ..." * (len(absent) > MAX_VALUES)
+        _log.warning("no label has class %s: is n_seg_classes=%d right?", named, n_seg_classes)
     problems = [problem for case_problems, _ in results for problem in case_problems]
     times = Counter(identity(case) for case in cases)
     return problems + [f"{path}: found {n} times in one list; expected once" for path, n in times.items() if n > 1]
@@ -107,7 +115,10 @@ def _check_file(
             expected = f"whole numbers from 0 to {n_seg_classes - 1} (n_seg_classes={n_seg_classes})"
             problems.append(f"{path}: found label values {named} ({wrong.size} voxels); expected {expected}")
         elif not bad:
-            classes = {index for index in range(n_seg_classes) if bool((voxels == index).any())}
+            present = np.zeros(n_seg_classes, dtype=bool)
+            for part in voxels.T:  # a plane at a time: numpy's indices take 8 bytes a voxel
+                present[part.astype(np.intp)] = True
+            classes = set(np.flatnonzero(present).tolist())
     return ((voxels.shape[:3], affine) if fits else None), classes
 
 

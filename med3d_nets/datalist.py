@@ -148,16 +148,17 @@ def load_cases(
     data_root: Path,
     img_list: Path,
     *,
-    n_seg_classes: int,
+    n_seg_classes: int | None,
     in_channels: int = 1,
     section: str = "training",
     num_workers: int = 0,
 ) -> Cases:
     """One list of labelled cases, in its order, whose files have been read and checked.
 
-    The arguments, items and errors are those of :func:`load_datalist`; ``section`` is that of a Decathlon json.
+    The arguments, items and errors are those of :func:`load_datalist`; without ``n_seg_classes``, the labels tell;
+    ``section`` is that of a Decathlon json.
     """
-    _check_options(n_seg_classes, in_channels)
+    _check_options(2 if n_seg_classes is None else n_seg_classes, in_channels)
     problems: list[str] = []
     cases = _read_list("img_list", img_list, data_root, [section], problems)
     problems += check_cases(cases, n_seg_classes, in_channels, num_workers)

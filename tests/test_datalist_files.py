@@ -139,3 +139,20 @@ def test_label_without_foreground_is_only_a_warning(root: Path, caplog: pytest.L
     save(root / "labels/a.nii.gz", np.zeros(SHAPE, np.uint8))
     assert load_cases(root, write_list(root, "ab"), n_seg_classes=3)
     assert "1 of 2 labels have no foreground" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("n_seg_classes", "said"),
+    [(3, ""), (5, "no label has class 3, 4: is n_seg_classes=5"), (99, "3, 4, 5, 6, 7, ...: is n_seg_classes=99")],
+)
+def test_classes_that_no_label_has_are_only_a_warning(
+    root: Path, caplog: pytest.LogCaptureFixture, n_seg_classes: int, said: str
+) -> None:
+    assert load_cases(root, write_list(root, "ab"), n_seg_classes=n_seg_classes)
+    assert said in caplog.text
+    assert ("no label has class" in caplog.text) == bool(said)
+
+
+def test_labels_tell_the_classes_where_nobody_does(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert load_cases(root, write_list(root, "ab"), n_seg_classes=None)
+    assert "no label has class" not in caplog.text

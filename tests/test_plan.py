@@ -36,6 +36,7 @@ def test_the_command_prints_and_writes_the_plan(
     monkeypatch.setattr(sys, "argv", ["plan.py", *options])
     tool.main()
     shown = capsys.readouterr().out
+    assert "no label has class" not in capsys.readouterr().err, "nobody said how many classes there are"
     assert "6 cases, axes in RAS order" in shown
     words = " ".join(shown.split())
     assert "shape, voxels 18 x 16 x 14 18 x 16 x 14" in words

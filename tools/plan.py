@@ -36,7 +36,6 @@ from med3d_nets.planning import Plan, check_given, make_plan  # noqa: E402
 from med3d_nets.settings import name_classes  # noqa: E402
 from med3d_nets.weights import write_atomically  # noqa: E402
 
-MOST_CLASSES = 2**15
 OVERRIDES = {
     "spacing": 'three lengths in mm along the RAS axes, such as --spacing "[1,1,2.5]"',
     "patch_size": 'three numbers of voxels along the RAS axes, such as --patch_size "[64,64,32]"',
@@ -102,8 +101,8 @@ def plan(
     target = _target(out, overwrite)
     device = select_device(no_cuda, gpu_id)
     training_cost(variant, n_seg_classes or 2, in_channels, head)  # unknown names are told before files are read
-    most = n_seg_classes or MOST_CLASSES
-    cases = load_cases(data_root, img_list, n_seg_classes=most, in_channels=in_channels, num_workers=num_workers)
+    told = n_seg_classes or None
+    cases = load_cases(data_root, img_list, n_seg_classes=told, in_channels=in_channels, num_workers=num_workers)
     classes = n_seg_classes or count_classes(cases, num_workers)
     names = name_classes(class_names, classes, data_root)
     fingerprint = measure_cases(cases, classes, in_channels, num_workers)
