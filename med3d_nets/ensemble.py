@@ -20,13 +20,10 @@ from torch import Tensor, nn
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.networks import create_model
-from med3d_nets.settings import Settings, read_settings
+from med3d_nets.settings import FOUND_OUT, Settings, read_settings
 from med3d_nets.weights import load_trained
 
 __all__ = ["Ensemble", "EnsembleCheckpointLoader", "make_network", "read_ensemble_settings"]
-
-OWN = ("pretrained", "largest_component")
-"""Settings in which the members may differ."""
 
 
 class Ensemble(nn.Module):
@@ -138,7 +135,7 @@ def read_ensemble_settings(folders: Sequence[str]) -> Settings:
     paths = [os.path.join(folder, "model.json") for folder in folders]
     settings = [read_settings(path) for path in paths]
     first = settings[0]
-    names = [entry.name for entry in fields(Settings) if entry.name not in OWN]
+    names = [entry.name for entry in fields(Settings) if entry.name not in FOUND_OUT]
     wrong = [
         f"{name} is {getattr(other, name)!r} in {path}, but {getattr(first, name)!r} in {paths[0]}"
         for path, other in zip(paths, settings, strict=True)

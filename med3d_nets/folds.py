@@ -7,7 +7,6 @@ on groups of cases that must stay together.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -16,25 +15,24 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from ignite import distributed as idist
 from monai.data.utils import partition_dataset
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from med3d_nets.errors import Med3dError
-from med3d_nets.weights import write_atomically
 
 __all__ = [
-    "check_fold",
     "check_groups",
     "divide",
     "fold_folder",
     "fold_folders",
+    "fold_numbers",
     "fold_problems",
     "group_cases",
     "hold_out",
     "name_patients",
-    "record_fold",
+    "name_some",
+    "relative_name",
     "shared_patients",
     "sort_cases",
 ]
@@ -42,7 +40,7 @@ __all__ = [
 Cases: TypeAlias = list[dict[str, str]]
 
 RECORD = "fold.json"
-"""File in a fold's folder that says which cases its network has not seen."""
+"""File in a fold's folder, see :mod:`med3d_nets.fold_records`."""
 SHOWN = 3
 FILES = ("model.json", "model.pt")
 
@@ -92,13 +90,13 @@ def name_patients(cases: Cases, data_root: str | os.PathLike[str], pattern: str,
     search = re.compile(pattern)
     names, unknown = [], []
     for case in cases:
-        path = _name(case, data_root)
+        path = relative_name(case, data_root)
         match = search.search(path)
         name = match[1 if search.groups else 0] if match else None
         names.append(name or "")
         unknown += [] if name else [path]
     if unknown:
-        where = f"{len(unknown)} of {len(cases)} paths, {_some(unknown)}"
+        where = f"{len(unknown)} of {len(cases)} paths, {name_some(unknown)}"
         problems.append(
             f"patient_pattern {pattern!r}: found nothing in {where}; expected a name in the path of each image"
         )
@@ -131,7 +129,7 @@ def group_cases(cases: Cases, data_root: str | os.PathLike[str], pattern: str, p
     for case, group in zip(cases, connected_components(graph, directed=False)[1], strict=False):
         groups.setdefault(int(group), []).append(case)
     if pattern:
-        _log.info("%d cases of %d patients: %s", len(cases), len(set(patients)), _some(dict.fromkeys(patients)))
+        _log.info("%d cases of %d patients: %s", len(cases), len(set(patients)), name_some(dict.fromkeys(patients)))
     return list(groups.values())
 
 
@@ -242,7 +240,7 @@ def fold_folders(ckpt_dir: str, folds: int = 0, fold: int = -1, exported_path: s
     """
     if not folds:
         folder = fold_folder(ckpt_dir, folds, fold)
-        trained = _numbers(ckpt_dir)
+        trained = fold_numbers(ckpt_dir)
         if trained and not any(os.path.isfile(os.path.join(folder, name)) for name in FILES):
             found = f"found no model.pt in it but fold {', '.join(map(str, trained))}"
             raise Med3dError(
@@ -252,7 +250,7 @@ def fold_folders(ckpt_dir: str, folds: int = 0, fold: int = -1, exported_path: s
     folders = [fold_folder(ckpt_dir, folds, number) for number in (range(folds) if fold == -1 else [fold])]
     if exported_path and len(folders) > 1:
         raise Med3dError(f"{exported_path}: found one network; expected none with --folds {folds}, or a --fold too")
-    if above := [number for number in _numbers(ckpt_dir) if number >= folds]:
+    if above := [number for number in fold_numbers(ckpt_dir) if number >= folds]:
         found = f"found fold {', '.join(map(str, above))} too; expected none above {folds - 1}"
         raise Med3dError(f"{ckpt_dir}: {found}. --folds must be that of the trainings, not {folds}")
     problems = []
@@ -267,119 +265,19 @@ def fold_folders(ckpt_dir: str, folds: int = 0, fold: int = -1, exported_path: s
     return folders
 
 
-def record_fold(
-    ckpt_dir: str,
-    cases: Cases,
-    data_root: str | os.PathLike[str],
-    folds: int = 0,
-    fold: int = -1,
-    resume_path: str = "",
-) -> None:
-    """Write ``fold.json`` into the fold's folder: which cases its network will not see. Without folds, write nothing.
-
-    Args:
-        ckpt_dir: folder of all folds.
-        cases: the validation cases.
-        data_root: folder that their paths are recorded relative to.
-        folds, fold: as for :func:`fold_folder`.
-        resume_path: checkpoint that the training goes on from, or empty.
-
-    Raises:
-        Med3dError: if the checkpoint was trained with other cases held out, or if another fold in ``ckpt_dir`` holds
-            out some of the same, so that they come from two divisions.
-    """
-    record = _record(cases, data_root, folds, fold) if folds else None
-    if resume_path:
-        _compare(Path(resume_path).with_name(RECORD), record)
-    if record is None:
-        return
-    for number in _numbers(ckpt_dir):
-        path = Path(ckpt_dir) / f"fold_{number}" / RECORD
-        other = _read_record(path)
-        if number == fold or other is None:
-            continue
-        both = set(other["validation"]) & set(record["validation"])
-        if both or other["folds"] != folds:
-            raise Med3dError(
-                f"{path}: found fold {number} of {other['folds']}, with {len(both)} of the cases that fold {fold} of "
-                f"{folds} holds out too; expected one division with no case in two. Give all folds the same img_list, "
-                "folds, manual_seed and patient_pattern, or give another --ckpt_dir, or delete the folders of the old "
-                "division"
-            )
-    if idist.get_rank() == 0:
-        write_atomically(Path(fold_folder(ckpt_dir, folds, fold)) / RECORD, json.dumps(record, indent=4) + "\n")
-    idist.barrier()
-
-
-def check_fold(ckpt_dir: str, cases: Cases, data_root: str | os.PathLike[str], folds: int = 0, fold: int = -1) -> None:
-    """Compare the cases of an evaluation with those that the networks have not seen in their training.
-
-    Without a chosen fold, a case of the cross-validation's list is a warning, since other data may have the same names.
-
-    Args:
-        ckpt_dir, data_root, folds, fold: as for :func:`record_fold`.
-        cases: the cases to evaluate.
-
-    Raises:
-        Med3dError: if a fold's are not those that it held out.
-    """
-    if not folds:
-        return
-    if fold >= 0:
-        _compare(Path(fold_folder(ckpt_dir, folds, fold)) / RECORD, _record(cases, data_root, folds, fold))
-        return
-    records = [_read_record(Path(fold_folder(ckpt_dir, folds, number)) / RECORD) for number in range(folds)]
-    seen = {name for record in records if record for name in record["validation"]}
-    if known := [name for name in (_name(case, data_root) for case in cases) if name in seen]:
-        found = (len(known), len(cases), _some(known))
-        _log.warning("%d of %d cases have the names of cases that the folds were trained on: %s", *found)
-
-
 def sort_cases(cases: Iterable[dict[str, str]]) -> Cases:
     """The cases by the paths of image and label."""
     return sorted(cases, key=lambda case: (case["image"], case.get("label", "")))
 
 
-def _record(cases: Cases, data_root: str | os.PathLike[str], folds: int, fold: int) -> dict[str, Any]:
-    return {"folds": folds, "fold": fold, "validation": sorted(_name(case, data_root) for case in cases)}
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise Med3dError(f"{path}: not JSON ({error})") from error
-    if not isinstance(record, dict) or not {"folds", "fold", "validation"} <= set(record):
-        raise Med3dError(f"{path}: found no record of a fold; expected folds, fold and validation in it")
-    return record
-
-
-def _compare(path: Path, expected: dict[str, Any] | None) -> None:
-    found = _read_record(path)
-    if found == expected:
-        return
-    if found is None or expected is None:
-        one, other = ("no fold", "one") if found is None else (f"fold {found['fold']} of {found['folds']}", "none")
-        raise Med3dError(f"{path}: found the record of {one}; expected {other}, as --folds and --fold say")
-    held, given = set(found["validation"]), set(expected["validation"])
-    differ = f"the two differ in {_some(sorted(held ^ given))}" if held != given else "the same"
-    raise Med3dError(
-        f"{path}: the network was trained as fold {found['fold']} of {found['folds']} with {len(held)} cases held out, "
-        f"but the options give fold {expected['fold']} of {expected['folds']} with {len(given)}: {differ}. "
-        "Give the img_list, folds, fold, manual_seed and patient_pattern of its training"
-    )
-
-
-def _numbers(ckpt_dir: str) -> list[int]:
+def fold_numbers(ckpt_dir: str) -> list[int]:
     """Numbers of the folds that have a network or a record, in order."""
     files = [path for name in (*FILES, RECORD) for path in Path(ckpt_dir).glob(f"fold_*/{name}")]
     matches = (re.fullmatch(r"fold_(\d+)", path.parent.name) for path in files)
     return sorted({int(match[1]) for match in matches if match})
 
 
-def _name(case: Mapping[str, str], data_root: str | os.PathLike[str]) -> str:
+def relative_name(case: Mapping[str, str], data_root: str | os.PathLike[str]) -> str:
     """Path of a case's image, relative to the data's folder if it lies in it, with slashes."""
     path, root = Path(case["image"]), Path(os.path.abspath(data_root))
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
@@ -389,6 +287,6 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _some(names: Iterable[str]) -> str:
+def name_some(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -20,7 +20,7 @@ from monai.utils import TraceKeys
 from torch import nn
 
 from med3d_nets.errors import Med3dError
-from med3d_nets.settings import Settings, check_settings
+from med3d_nets.settings import FOUND_OUT, Settings, check_settings
 from med3d_nets.weights import read_checkpoint
 
 __all__ = ["cached_dataset", "check_model_folder", "check_outputs", "layer_rates"]
@@ -148,8 +148,7 @@ def check_model_folder(ckpt_dir: str, settings: Settings, resume_path: str, n_ep
             )
         known = content["best"]["settings"]  # an earlier version's lacks some
         found = Settings(**known)
-        found_out = ("pretrained", "largest_component")  # by the training, not given to it
-        given = [field.name for field in fields(Settings) if field.name in known and field.name not in found_out]
+        given = [field.name for field in fields(Settings) if field.name in known and field.name not in FOUND_OUT]
         check_settings(found, resume_path, **{name: getattr(settings, name) for name in given})
         trainer = content["trainer"]
         done = trainer["iteration"] // trainer["epoch_length"]

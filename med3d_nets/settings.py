@@ -11,7 +11,7 @@ from typing import Any
 
 from med3d_nets.errors import Med3dError
 
-__all__ = ["Settings", "check_settings", "name_classes", "read_settings", "versions"]
+__all__ = ["FOUND_OUT", "Settings", "check_settings", "name_classes", "read_settings", "versions"]
 
 RECIPES = ("whole", "patch")
 """How volumes become what the network sees."""
@@ -24,6 +24,9 @@ FORMAT = 1
 
 ADDED = ("spacing", "intensity", "flip_axes", "largest_component")
 """Settings that the first version of the package did not write."""
+
+FOUND_OUT = ("pretrained", "largest_component")
+"""Settings that a training finds out, as opposed to those that it is given or planned with."""
 
 
 @dataclass(frozen=True)

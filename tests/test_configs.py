@@ -93,6 +93,15 @@ def test_every_import_is_used(name: str) -> None:
         assert f"{module}." in text.replace(line, ""), line
 
 
+@pytest.mark.parametrize("names", COMBINATIONS, ids="+".join)
+def test_every_module_is_imported(names: tuple[str, ...]) -> None:
+    """A module that something else happens to import may be missing in another command."""
+    expressions = [leaf for leaf in leaves(read(*names)) if leaf.startswith("$")]
+    imported = {leaf.removeprefix("$import ") for leaf in expressions if leaf.startswith("$import ")}
+    used = {match for leaf in expressions for match in re.findall(r"med3d_nets\.[a-z_]+", leaf)}
+    assert used <= imported
+
+
 def check_expression(expression: str) -> None:
     """It parses, and names nothing but references, the allowed packages and what they really have."""
     if expression.startswith("import "):

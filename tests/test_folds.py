@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -21,7 +20,6 @@ from monai.data.utils import partition_dataset
 from med3d_nets.datalist import read_img_list
 from med3d_nets.errors import Med3dError
 from med3d_nets.folds import (
-    check_fold,
     divide,
     fold_folder,
     fold_folders,
@@ -29,7 +27,6 @@ from med3d_nets.folds import (
     group_cases,
     hold_out,
     name_patients,
-    record_fold,
     shared_patients,
     sort_cases,
 )
@@ -313,70 +310,3 @@ def test_one_exported_network_is_no_ensemble(tmp_path: Path) -> None:
     folder = str(trained(tmp_path, "fold_0", "fold_1"))
     assert "model.ts: found one network" in message(fold_folders, folder, 2, -1, "model.ts")
     assert len(fold_folders(folder, 2, 1, "model.ts")) == 1
-
-
-# The record of a fold
-
-PARTS = [[case("a"), case("b")], [case("c"), case("d")]]
-
-
-def test_record_says_what_a_fold_has_not_seen(tmp_path: Path) -> None:
-    record_fold(str(tmp_path), PARTS[1], "/data", 2, 1)
-    record = json.loads((tmp_path / "fold_1/fold.json").read_text())
-    assert record == {"folds": 2, "fold": 1, "validation": ["images/c.nii", "images/d.nii"]}
-    record_fold(str(tmp_path), PARTS[0], "/data", 2, 0)
-    moved = [case(name, root="/elsewhere") for name in "dc"]
-    check_fold(str(tmp_path), moved, "/elsewhere", 2, 1)
-    record_fold(str(tmp_path / "none"), PARTS[0], "/data")
-    check_fold(str(tmp_path / "none"), PARTS[0], "/data")
-    assert not (tmp_path / "none").exists()
-
-
-def test_cases_that_a_fold_has_seen_are_refused(tmp_path: Path) -> None:
-    record_fold(str(tmp_path), PARTS[1], "/data", 2, 1)
-    text = message(check_fold, str(tmp_path), [case("b"), case("c"), case("d")], "/data", 2, 1)
-    assert all(
-        part in text
-        for part in (
-            str(tmp_path / "fold_1/fold.json"),
-            "fold 1 of 2 with 2",
-            "with 3: the two differ in images/b.nii. Give",
-        )
-    )
-    assert "manual_seed and patient_pattern" in text
-    assert "no fold" in message(check_fold, str(tmp_path), PARTS[0], "/data", 2, 0)
-
-
-def test_folds_of_two_divisions_are_refused(tmp_path: Path) -> None:
-    record_fold(str(tmp_path), PARTS[0], "/data", 2, 0)
-    text = message(record_fold, str(tmp_path), [case("b"), case("c")], "/data", 2, 1)
-    assert all(
-        part in text for part in ("fold 0 of 2, with 1 of the cases that fold 1 of 2", "manual_seed", "--ckpt_dir")
-    )
-    assert "fold 0 of 2, with 0 of" in message(record_fold, str(tmp_path), [case("z")], "/data", 3, 1)
-    assert not (tmp_path / "fold_1").exists()
-    record_fold(str(tmp_path), [case("z")], "/data", 3, 0)  # again: this fold's own record is in nobody's way
-    (tmp_path / "fold_0/fold.json").write_text("{}")
-    assert "expected folds, fold and validation" in message(record_fold, str(tmp_path), PARTS[1], "/data", 2, 1)
-
-
-def test_resuming_keeps_the_fold(tmp_path: Path) -> None:
-    folder = str(tmp_path)
-    record_fold(folder, PARTS[0], "/data", 2, 0)
-    resume = str(tmp_path / "fold_0/checkpoint_epoch=3.pt")
-    record_fold(folder, PARTS[0], "/data", 2, 0, resume)
-    text = message(record_fold, folder, PARTS[1], "/data", 2, 1, resume)
-    assert "trained as fold 0 of 2" in text
-    assert "options give fold 1 of 2" in text
-    assert "fold 0 of 2; expected none" in message(record_fold, folder, PARTS[0], "/data", 0, -1, resume)
-    assert "no fold; expected one" in message(record_fold, folder, PARTS[0], "/data", 2, 0, str(tmp_path / "x.pt"))
-    record_fold(folder, PARTS[0], "/data", 0, -1, str(tmp_path / "x.pt"))
-
-
-def test_test_cases_that_the_folds_have_seen_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for number, part in enumerate(PARTS):
-        record_fold(str(tmp_path), part, "/data", 2, number)
-    check_fold(str(tmp_path), [case("y"), case("z")], "/data", 2)
-    assert not caplog.records
-    check_fold(str(tmp_path), [case("y"), case("c")], "/data", 2)
-    assert "1 of 2 cases have the names of cases that the folds were trained on: images/c.nii" in caplog.text
