@@ -66,9 +66,7 @@ def test_every_case_is_held_out_once(trained: Path, dataset: Path) -> None:
     assert not first & second
     assert first | second == listed(dataset / "train.txt")
     plans = [json.loads((trained / "models" / f"fold_{fold}" / "model.json").read_text()) for fold in range(2)]
-    assert (
-        plans[0]["spacing"] == plans[1]["spacing"] == pytest.approx([0.8, 1.25, 2.5], rel=1e-4)
-    )  # of all six
+    assert plans[0]["spacing"] == plans[1]["spacing"] == pytest.approx([0.8, 1.25, 2.5], rel=1e-4)  # of all six
 
 
 def test_training_draws_a_page(trained: Path) -> None:
