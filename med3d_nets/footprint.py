@@ -111,7 +111,8 @@ def iteration_cost(
         half: store the network's weights and tensors in 16 bits; the loss stays in 32.
         activation_checkpointing: see :func:`~med3d_nets.checkpointing.checkpoint_activations`; what is computed again
             is among the operations.
-        adamw: count the state of a fused AdamW, as the ``patch`` recipe has it, and not that of SGD with momentum.
+        adamw: count a fused AdamW's state and an average of the weights, as the ``patch`` recipe has them, and not SGD's
+            momentum.
 
     Raises:
         Med3dError: for an unknown variant or head.
@@ -148,7 +149,7 @@ def _prepare(parameters: Sequence[nn.Parameter], adamw: bool) -> tuple[Callable[
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     if adamw:  # torch's fused step allocates nothing, and takes no meta tensors
-        states = [torch.zeros_like(parameter) for _ in range(2) for parameter in parameters]
+        states = [torch.zeros_like(parameter) for _ in range(3) for parameter in parameters]  # the third: the average
         return lambda: None, [*parameters, *gradients, *states]
     # foreach is what SGD chooses by itself on a GPU.
     optimiser = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-3, foreach=True)

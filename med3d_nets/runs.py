@@ -27,6 +27,9 @@ __all__ = ["cached_dataset", "check_model_folder", "check_outputs", "layer_rates
 
 logger = logging.getLogger(__name__)
 
+RESUMABLE = ("model", "optimizer", "lr_scheduler", "average", "trainer", "best")
+"""What a checkpoint to resume from holds."""
+
 NEW_LAYER_FACTOR = 100
 """Upstream trains new layers at this many times the encoder's learning rate."""
 
@@ -140,7 +143,7 @@ def check_model_folder(ckpt_dir: str, settings: Settings, resume_path: str, n_ep
     """
     if resume_path:
         content = read_checkpoint(resume_path)
-        missing = [name for name in ("model", "optimizer", "lr_scheduler", "trainer", "best") if name not in content]
+        missing = [name for name in RESUMABLE if name not in content]
         if missing:
             raise Med3dError(
                 f"{resume_path}: not a resumable checkpoint, it lacks {', '.join(missing)}; "

@@ -17,6 +17,7 @@ from monai.losses import DiceCELoss
 from monai.transforms import AsDiscreted, Compose, RandGaussianNoised
 from torch import Tensor, nn
 
+from med3d_nets.averaging import WeightAverage
 from med3d_nets.distributed import shuffled
 from med3d_nets.handlers import BestModelSaver, EpochSeed, FailureReport, ResumableSaver
 from med3d_nets.reports import DiceReport, EpochReport
@@ -64,17 +65,20 @@ class Parts:
         ]
         self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 3, 0.1)
-        self.best = BestModelSaver(self.net, folder, changes.get("settings", SETTINGS))
+        self.average = WeightAverage(self.net, n_epochs * EPOCH_LENGTH, changes.get("average", 0))
+        self.best = BestModelSaver(self.average.network, folder, changes.get("settings", SETTINGS))
         self.dataset = cached_dataset(cases(), Compose([RandGaussianNoised("image", prob=1.0, std=0.3)]))
         self.sampler = shuffled(self.dataset, 1)
-        self.evaluator = make_evaluator(self.net, self.best)
-        objects = {"model": self.net, "optimizer": self.optimizer, "lr_scheduler": self.scheduler, "best": self.best}
+        self.evaluator = make_evaluator(self.average.network, self.best)
+        objects = {"model": self.net, "optimizer": self.optimizer, "lr_scheduler": self.scheduler}
+        objects |= {"average": self.average, "best": self.best}
         handlers = [
             FailureReport(folder, SIZES),
             EpochSeed(changes.get("seed", 1), self.dataset, self.sampler),
             EpochReport(self.optimizer, len(self.dataset)),
             StatsHandler(name="tests.training", output_transform=from_engine(["loss"], first=True), epoch_log=False),
             LrScheduleHandler(self.scheduler, print_lr=False),
+            self.average,
             ValidationHandler(interval=1, validator=self.evaluator),
             ResumableSaver(folder, objects, changes.get("interval", 1), resume_path),
         ]

@@ -184,7 +184,7 @@ def test_interval_is_checked(interval: int, tmp_path: Path):
 def test_checkpoint_holds_the_training_in_plain_values(tmp_path: Path):
     parts = Parts(tmp_path, 2).run()
     content = read_checkpoint(checkpoint(tmp_path, 2))
-    assert content.keys() == {"model", "optimizer", "lr_scheduler", "best", "trainer"}
+    assert content.keys() == {"model", "optimizer", "lr_scheduler", "average", "best", "trainer"}
     assert (content["trainer"]["iteration"], content["trainer"]["epoch_length"]) == (2 * EPOCH_LENGTH, EPOCH_LENGTH)
     assert_equal(read_tensors(checkpoint(tmp_path, 2)), dict(parts.net.state_dict()))
     assert os.stat(checkpoint(tmp_path, 2)).st_mode & 0o444 == 0o444
@@ -226,14 +226,17 @@ def run_interrupted(folder: Path, **changes: Any) -> None:
     Parts(folder, resume_path=checkpoint(folder, 2), **{**changes, "net": Net(seed=7)}).run()
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path):
+@pytest.mark.parametrize("average", [0, 0.5])
+def test_interrupted_and_resumed_equals_uninterrupted(average: float, tmp_path: Path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    Parts(whole).run()
-    run_interrupted(broken)
+    Parts(whole, average=average).run()
+    run_interrupted(broken, average=average)
     for epoch in (3, 4):
         assert_equal(read_checkpoint(checkpoint(broken, epoch)), read_checkpoint(checkpoint(whole, epoch)))
     assert_equal(read_checkpoint(broken / "model.pt"), read_checkpoint(whole / "model.pt"))
     assert (broken / "model.json").read_text() == (whole / "model.json").read_text()
+    trained, saved = (read_tensors(whole / name)["0.weight"] for name in ("checkpoint_epoch=4.pt", "model.pt"))
+    assert torch.equal(trained, saved) == (not average)
 
 
 @pytest.mark.parametrize("changes", [{"seed": 2}, {"without": (EpochSeed,)}])

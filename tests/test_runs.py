@@ -228,6 +228,7 @@ def write_checkpoint(path: Path, leave_out: str = "", iteration: int = 6, **sett
         "model": {"weight": torch.zeros(1)},
         "optimizer": {},
         "lr_scheduler": {},
+        "average": {},
         "trainer": {"iteration": iteration, "epoch_length": 3, "max_epochs": 10},
         "best": {"best": 0.5, "settings": {**{name: getattr(SETTINGS, name) for name in names}, **settings}},
     }
@@ -259,7 +260,7 @@ def test_resuming_goes_on_in_the_same_folder(tmp_path: Path):
     check_model_folder(str(tmp_path), SETTINGS, path, 3, overwrite=False)
 
 
-@pytest.mark.parametrize("name", ["model", "optimizer", "lr_scheduler", "trainer", "best"])
+@pytest.mark.parametrize("name", ["model", "optimizer", "lr_scheduler", "average", "trainer", "best"])
 def test_resuming_needs_everything(name: str, tmp_path: Path):
     path = write_checkpoint(tmp_path / "a.pt", leave_out=name)
     shown = message(check_model_folder, str(tmp_path), SETTINGS, path, 3, overwrite=False)
@@ -271,7 +272,7 @@ def test_resuming_from_plain_weights_or_nothing(tmp_path: Path):
     assert message(check_model_folder, str(tmp_path), SETTINGS, path, 3, False) == f"{path}: no such file"
     torch.save({"weight": torch.zeros(1)}, path)
     shown = message(check_model_folder, str(tmp_path), SETTINGS, path, 3, False)
-    assert "it lacks model, optimizer, lr_scheduler, trainer, best;" in shown
+    assert "it lacks model, optimizer, lr_scheduler, average, trainer, best;" in shown
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""A running average of the weights, which generalises better than the last ones (Izmailov et al., arXiv:1803.05407)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
+from torch import nn
+
+from med3d_nets.errors import Med3dError
+
+__all__ = ["WeightAverage"]
+
+MOMENTUM = "average_momentum"
+"""Attribute of the trainer's state: weight of the newest weights in the average."""
+
+
+class WeightAverage:
+    """Ignite's ``EMAHandler`` over a share of the training, and over all iterations until there are as many.
+
+    With Ignite's fixed momentum, the random weights of the start would weigh in the average of a short training. The
+    running statistics of batch norms are averaged too.
+
+    Args:
+        network: what is trained, or its ``DistributedDataParallel``.
+        n_iterations: of the whole training.
+        share: of the training that the average goes back over, about; 0: there is no average.
+
+    Attributes:
+        network: what to validate and to save: the average, or without one what is trained.
+
+    Raises:
+        Med3dError: if the share is none.
+    """
+
+    def __init__(self, network: nn.Module, n_iterations: int, share: float) -> None:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise Med3dError(f"average_weights is {share!r}, expected a share of the training from 0 (none) to 1")
+        self.momentum = min(0.5, 1 / max(1.0, share * n_iterations))
+        self.average = EMAHandler(network, self.momentum, handle_buffers="update") if share else None
+        self.network: nn.Module = self.average.ema_model if self.average else getattr(network, "module", network)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        if self.average:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the weights of an iteration into the average."""
+        assert self.average is not None
+        setattr(engine.state, MOMENTUM, max(self.momentum, 1 / engine.state.iteration))
+        self.average._update_ema_model(engine, MOMENTUM)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, for a resumed training."""
+        return self.network.state_dict() if self.average else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            Med3dError: if one of the two trainings averages and the other does not.
+        """
+        if bool(state) != bool(self.average):
+            found, expected = ("an average", "none") if state else ("no average", "one")
+            raise Med3dError(
+                f"found {found} of the weights in the checkpoint; expected {expected}: see average_weights"
+            )
+        if self.average:
+            self.network.load_state_dict(state)
