@@ -111,8 +111,8 @@ def iteration_cost(
         half: store the network's weights and tensors in 16 bits; the loss stays in 32.
         activation_checkpointing: see :func:`~med3d_nets.checkpointing.checkpoint_activations`; what is computed again
             is among the operations.
-        adamw: count a fused AdamW's state and an average of the weights, as the ``patch`` recipe has them, and not SGD's
-            momentum.
+        adamw: count a fused AdamW's state and an average of the weights, as the ``patch`` recipe has them, and not
+            SGD's momentum.
 
     Raises:
         Med3dError: for an unknown variant or head.
