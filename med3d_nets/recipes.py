@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from monai.inferers import Inferer, SimpleInferer
 
 from med3d_nets.errors import Med3dError
-from med3d_nets.planning import Plan
 from med3d_nets.settings import Settings
 from med3d_nets.streaming import PatchInferer
 
@@ -45,12 +44,18 @@ def make_inferer(
     return PatchInferer(settings.input_size, overlap, batch_size, axes if flips else (), progress)
 
 
-def rotate_range(plan: Plan, angle: float = 0.26) -> list[float]:
+def rotate_range(anisotropic: bool, size: Sequence[int], angle: float = 0.26) -> list[float]:
     """Largest rotations for augmentation about each axis, in radians; 15 degrees, half of nnU-Net's.
 
-    A flat patch is turned in the plane of its long axes alone: out of it, a turn would move its slices into each other.
+    A flat volume is turned in the plane of its long axes alone: out of it, a turn would move its slices into each
+    other.
+
+    Args:
+        anisotropic: whether it is flat, as the planners tell.
+        size: depth, height and width, in voxels.
+        angle: the largest rotation.
     """
-    if not plan.anisotropic:
+    if not anisotropic:
         return [angle] * 3
-    flat = min(range(3), key=lambda axis: plan.patch_size[axis])
+    flat = min(range(3), key=lambda axis: size[axis])
     return [angle if axis == flat else 0.0 for axis in range(3)]

@@ -44,9 +44,9 @@ def test_flips_that_training_did_not_make(trained: list[int], flips: bool | list
 
 
 def test_a_flat_patch_is_turned_within_its_plane() -> None:
-    assert rotate_range(PLAN, 0.3) == [0, 0, 0.3]
-    assert rotate_range(replace(PLAN, patch_size=(16, 64, 64)), 0.3) == [0.3, 0, 0]
-    assert rotate_range(replace(PLAN, anisotropic=False), 0.3) == [0.3, 0.3, 0.3]
+    assert rotate_range(True, (64, 64, 16), 0.3) == [0, 0, 0.3]
+    assert rotate_range(True, (16, 64, 64), 0.3) == [0.3, 0, 0]
+    assert rotate_range(False, (64, 64, 16), 0.3) == [0.3, 0.3, 0.3]
 
 
 def test_patches_from_training_to_the_label_map(dataset: Path, tmp_path: Path) -> None:
