@@ -10,7 +10,7 @@ from torch import nn
 
 from med3d_nets.errors import Med3dError
 
-__all__ = ["WeightAverage"]
+__all__ = ["AverageUpdate", "WeightAverage"]
 
 MOMENTUM = "average_momentum"
 """Attribute of the trainer's state: weight of the newest weights in the average."""
@@ -69,3 +69,18 @@ class WeightAverage:
             )
         if self.average:
             self.network.load_state_dict(state)
+
+
+class AverageUpdate:
+    """The handler of a :class:`WeightAverage`: MONAI's check of a bundle wants a trainer's handlers written out.
+
+    Args:
+        average: attached to the trainer.
+    """
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        self.average.attach(engine)

@@ -6,10 +6,10 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +18,23 @@ from numpy.typing import NDArray
 
 from med3d_nets.distributed import gather, shard
 
-__all__ = ["check_cases", "identity", "reason"]
+__all__ = [
+    "Grid",
+    "check_cases",
+    "check_each",
+    "check_finite",
+    "check_grid",
+    "check_image",
+    "check_shape",
+    "identity",
+    "read_volume",
+    "reason",
+]
+
+T = TypeVar("T")
+R = TypeVar("R")
+Grid: TypeAlias = tuple[tuple[int, ...], NDArray[np.float64]]
+"""Spatial shape and affine (mm)."""
 
 AFFINE_TOLERANCE = 1e-3
 """Largest difference between an entry of the image's affine and the label's (mm, or mm per voxel)."""
@@ -45,13 +61,8 @@ def check_cases(
     """
     if not cases:
         return []
-    _log.info("checking the files of %d cases", len(cases))
-    start = time.perf_counter()
-    # Threads suffice: reading and decompressing release the interpreter's lock.
-    with ThreadPoolExecutor(num_workers if num_workers > 0 else min(4, os.cpu_count() or 1)) as pool:
-        check = partial(_check_case, n_seg_classes=n_seg_classes or MAX_CLASSES, in_channels=in_channels)
-        results = gather(list(pool.map(check, shard(cases))))
-    _log.info("checked the files of %d cases in %.1f s", len(cases), time.perf_counter() - start)
+    check = partial(_check_case, n_seg_classes=n_seg_classes or MAX_CLASSES, in_channels=in_channels)
+    results = check_each(check, cases, num_workers)
     labels = [values for _, values in results if values is not None]
     if empty := sum(values <= {0} for values in labels):
         _log.warning("%d of %d labels have no foreground: all their voxels are 0", empty, len(cases))
@@ -63,66 +74,126 @@ def check_cases(
     return problems + [f"{path}: found {n} times in one list; expected once" for path, n in times.items() if n > 1]
 
 
+def check_each(check: Callable[[T], R], cases: Sequence[T], num_workers: int = 0) -> list[R]:
+    """What ``check`` finds in each case, in their order, with the time told in the log.
+
+    Several processes share the work, and each returns all of it.
+
+    Args:
+        check: reads the files of a case.
+        cases: of one list.
+        num_workers: threads (0: up to four).
+    """
+    _log.info("checking the files of %d cases", len(cases))
+    start = time.perf_counter()
+    # Threads suffice: reading and decompressing release the interpreter's lock.
+    with ThreadPoolExecutor(num_workers if num_workers > 0 else min(4, os.cpu_count() or 1)) as pool:
+        results = gather(list(pool.map(check, shard(cases))))
+    _log.info("checked the files of %d cases in %.1f s", len(cases), time.perf_counter() - start)
+    return results
+
+
 def _check_case(case: Mapping[str, str], n_seg_classes: int, in_channels: int) -> tuple[list[str], set[int] | None]:
     """Problems of one case, and the classes in its label, if it can be read. Only one volume is in memory at a time."""
     problems: list[str] = []
-    image, _ = _check_file(case["image"], in_channels, None, problems)
+    image = check_image(case["image"], in_channels, problems, problems)
     if "label" not in case:
         return problems, None
-    label, classes = _check_file(case["label"], 1, n_seg_classes, problems)
-    if image is None or label is None:
-        return problems, classes
-    path, reference = case["label"], f"that of its image {case['image']}"
-    if label[0] != image[0]:
-        problems.append(f"{path}: found spatial shape {label[0]}; expected {image[0]}, {reference}")
-    if not np.allclose(label[1], image[1], rtol=0, atol=AFFINE_TOLERANCE):
-        found, expected = (np.round(affine[:3], 4).tolist() for affine in (label[1], image[1]))
-        margin = f"largest difference {np.abs(label[1] - image[1]).max():.4g}, tolerance {AFFINE_TOLERANCE:g} mm"
-        problems.append(f"{path}: found affine {found}; expected {expected}, {reference} ({margin})")
+    label, classes = _check_label(case["label"], n_seg_classes, problems)
+    if image and label:
+        check_grid(case["label"], label, case["image"], image, problems)
     return problems, classes
 
 
-def _check_file(
-    path: str, channels: int, n_seg_classes: int | None, problems: list[str]
-) -> tuple[tuple[tuple[int, ...], NDArray[np.float64]] | None, set[int] | None]:
-    """Check an image, or a label of ``n_seg_classes``.
+def check_grid(path: str, found: Grid, image: str, expected: Grid, problems: list[str]) -> None:
+    """Check that a label map or mask lies on its image's grid.
+
+    Args:
+        path, found: the label map and its grid.
+        image, expected: the image and its grid.
+        problems: added to.
+    """
+    reference = f"that of its image {image}"
+    if found[0] != expected[0]:
+        problems.append(f"{path}: found spatial shape {found[0]}; expected {expected[0]}, {reference}")
+    if not np.allclose(found[1], expected[1], rtol=0, atol=AFFINE_TOLERANCE):
+        has, wanted = (np.round(affine[:3], 4).tolist() for affine in (found[1], expected[1]))
+        margin = f"largest difference {np.abs(found[1] - expected[1]).max():.4g}, tolerance {AFFINE_TOLERANCE:g} mm"
+        problems.append(f"{path}: found affine {has}; expected {wanted}, {reference} ({margin})")
+
+
+def check_image(path: str, channels: int, problems: list[str], constant: list[str]) -> Grid | None:
+    """Read an image and check its shape and that its values are finite and vary.
+
+    Args:
+        path: NIfTI file.
+        channels: that it should have.
+        problems: added to.
+        constant: added to where all voxels are the same; may be ``problems``.
 
     Returns:
-        Its spatial shape and affine (mm), None where the file or its dimensions are wrong, and the classes in a label.
+        Its grid, or None where the file or its dimensions are wrong.
     """
-    read = _read(path, problems)
+    read = read_volume(path, problems)
+    if read is None:
+        return None
+    voxels, affine = read
+    fits = check_shape(path, voxels.shape, channels, f"an image of in_channels={channels}", problems)
+    if check_finite(path, voxels, problems) and voxels.min() == voxels.max():
+        constant.append(f"{path}: found {voxels.max():.6g} in every voxel; expected intensities that vary")
+    return (voxels.shape[:3], affine) if fits else None
+
+
+def _check_label(path: str, n_seg_classes: int, problems: list[str]) -> tuple[Grid | None, set[int] | None]:
+    """Read a label map and check its shape and values; its grid and classes, None where they are wrong."""
+    read = read_volume(path, problems)
     if read is None:
         return None, None
     voxels, affine = read
-    fits = voxels.ndim >= 3 and voxels.shape[3:] in ([(), (1,)] if channels == 1 else [(channels,)])
-    if not fits:
-        shape = "(x, y, z) or (x, y, z, 1)" if channels == 1 else f"(x, y, z, {channels})"
-        of = "a label" if n_seg_classes else f"an image of in_channels={channels}"
-        problems.append(f"{path}: found shape {voxels.shape}; expected {shape} for {of}")
-    finite = np.isfinite(voxels)
-    if bad := voxels.size - int(np.count_nonzero(finite)):
+    grid = (voxels.shape[:3], affine) if check_shape(path, voxels.shape, 1, "a label", problems) else None
+    finite = check_finite(path, voxels, problems)
+    values = voxels if finite else voxels[np.isfinite(voxels)]
+    wrong = values[(values < 0) | (values >= n_seg_classes) | (values % 1 != 0)]
+    if wrong.size:
+        kinds = np.unique(wrong)
+        named = ", ".join(f"{value:.6g}" for value in kinds[:MAX_VALUES]) + ", ..." * (len(kinds) > MAX_VALUES)
+        expected = f"whole numbers from 0 to {n_seg_classes - 1} (n_seg_classes={n_seg_classes})"
+        problems.append(f"{path}: found label values {named} ({wrong.size} voxels); expected {expected}")
+    if wrong.size or not finite:
+        return grid, None
+    present = np.zeros(n_seg_classes, dtype=bool)
+    for part in voxels.T:  # a plane at a time: numpy's indices take 8 bytes a voxel
+        present[part.astype(np.intp)] = True
+    return grid, set(np.flatnonzero(present).tolist())
+
+
+def check_shape(path: str, found: tuple[int, ...], channels: int, kind: str, problems: list[str]) -> bool:
+    """Check the shape of a file's array, ``(x, y, z)`` or ``(x, y, z, channels)``; one problem is added if it is wrong.
+
+    Args:
+        path: for the message.
+        found: shape.
+        channels: that it should have.
+        kind: what should have it, for the message.
+        problems: added to.
+    """
+    if len(found) >= 3 and found[3:] in ([(), (1,)] if channels == 1 else [(channels,)]):
+        return True
+    shape = "(x, y, z) or (x, y, z, 1)" if channels == 1 else f"(x, y, z, {channels})"
+    problems.append(f"{path}: found shape {found}; expected {shape} for {kind}")
+    return False
+
+
+def check_finite(path: str, voxels: NDArray[Any], problems: list[str]) -> bool:
+    """Check that no voxel is NaN or infinite; one problem is added if some are."""
+    bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+    if bad:
         nans = int(np.count_nonzero(np.isnan(voxels)))
         problems.append(f"{path}: found {nans} NaN and {bad - nans} infinite voxels; expected finite values only")
-    elif not n_seg_classes and voxels.min() == voxels.max():
-        problems.append(f"{path}: found {voxels.max():.6g} in every voxel; expected intensities that vary")
-    classes = None
-    if n_seg_classes:
-        values = voxels[finite] if bad else voxels
-        wrong = values[(values < 0) | (values >= n_seg_classes) | (values % 1 != 0)]
-        if wrong.size:
-            kinds = np.unique(wrong)
-            named = ", ".join(f"{value:.6g}" for value in kinds[:MAX_VALUES]) + ", ..." * (len(kinds) > MAX_VALUES)
-            expected = f"whole numbers from 0 to {n_seg_classes - 1} (n_seg_classes={n_seg_classes})"
-            problems.append(f"{path}: found label values {named} ({wrong.size} voxels); expected {expected}")
-        elif not bad:
-            present = np.zeros(n_seg_classes, dtype=bool)
-            for part in voxels.T:  # a plane at a time: numpy's indices take 8 bytes a voxel
-                present[part.astype(np.intp)] = True
-            classes = set(np.flatnonzero(present).tolist())
-    return ((voxels.shape[:3], affine) if fits else None), classes
+    return not bad
 
 
-def _read(path: str, problems: list[str]) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
+def read_volume(path: str, problems: list[str]) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
     """Voxels of one file, of single precision at most as MONAI loads them, and its affine."""
     if not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "no such file"

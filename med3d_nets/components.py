@@ -135,6 +135,11 @@ class ComponentChoice:
         self.classes: list[int] = [] if mode == "auto" else list(self.candidates)
         self.scores: list[list[tuple[float, float]]] = []
 
+    @property
+    def found(self) -> dict[str, Any]:
+        """The setting that was found, for :class:`~med3d_nets.handlers.BestModelSaver`."""
+        return {"largest_component": list(self.classes)}
+
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator, before the handlers that read ``classes`` or the metric."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)

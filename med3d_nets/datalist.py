@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from med3d_nets.checks import check_cases, identity, reason
 from med3d_nets.errors import Med3dError
 from med3d_nets.folds import check_groups, divide, fold_problems, hold_out, sort_cases
+from med3d_nets.list_files import IMAGE_SUFFIXES, find_path, images_in, no_folder, raise_for, read_rows
 
 __all__ = [
     "check_cases",
@@ -30,10 +30,8 @@ __all__ = [
 Path: TypeAlias = str | os.PathLike[str]
 Cases: TypeAlias = list[dict[str, str]]
 
-MAX_LINES = 50
-
-_SUFFIXES = (".nii", ".nii.gz")
-_FIELD = re.compile(r"""(?:"([^"]*)"|'([^']*)')(?=[ \t]|$)|([^ \t]+)""")
+_FORMS = {1: ["image"], 2: ["image", "label"]}
+_OTHERS = "a .json or a NIfTI file"
 _log = logging.getLogger(__name__)
 
 
@@ -90,13 +88,13 @@ def load_datalist(
     before = len(problems)
     groups = check_groups(training, validation, img_list, data_root, folds, patient_pattern, problems)
     if len(problems) > before:  # at once: the files take longer to check than this to mend
-        _raise_for(problems)
+        raise_for(problems)
     for cases in (training, validation):
         problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
     known = {identity(case) for case in training}
     both = dict.fromkeys(case["image"] for case in validation if identity(case) in known)
     problems += [f"{path}: found in training and in validation; expected in one of them" for path in both]
-    _raise_for(problems)
+    raise_for(problems)
     if folds:
         _log.info("fold %d of %d of %s; val_list is left out, for a test", fold, folds, img_list)
         parts = divide(groups, folds, seed)
@@ -136,11 +134,11 @@ def load_evaluation_cases(
     before = len(problems)
     groups = check_groups(divided, cases, img_list, data_root, folds, patient_pattern, problems)
     if held_out or len(problems) > before:
-        _raise_for(problems)
+        raise_for(problems)
     if held_out:
         cases = divide(groups, folds, seed)[fold]
     problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
-    _raise_for(problems)
+    raise_for(problems)
     return cases
 
 
@@ -162,7 +160,7 @@ def load_cases(
     problems: list[str] = []
     cases = _read_list("img_list", img_list, data_root, [section], problems)
     problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
-    _raise_for(problems)
+    raise_for(problems)
     return cases
 
 
@@ -186,25 +184,21 @@ def load_images(
     _check_options(2, in_channels)
     problems: list[str] = []
     if not isinstance(source, (str, os.PathLike)):
-        images = [path for item in source if (path := _find("source", item, data_root, problems))]
+        images = [path for item in source if (path := find_path("source", item, data_root, problems))]
         if not source:
             problems.append("source: found an empty list; expected at least one image")
-    elif (found := _find("source", source, data_root, problems)) is None:
+    elif (found := find_path("source", source, data_root, problems)) is None:
         images = []
     elif os.path.isdir(found):
-        # Hidden files include the "._" ones that macOS leaves on other file systems.
-        names = [name for name in os.listdir(found) if name.lower().endswith(_SUFFIXES) and not name.startswith(".")]
-        images = [os.path.join(found, name) for name in sorted(names)]
-        if not images:
-            problems.append(f"{found}: found no images; expected at least one {' or '.join(_SUFFIXES)} file in it")
-    elif found.lower().endswith(_SUFFIXES):
+        images = images_in(found, problems)
+    elif found.lower().endswith(IMAGE_SUFFIXES):
         images = [found]
     else:
         listed = _read_list("source", found, data_root, ["test", "training"], problems, labelled=False)
         images = [case["image"] for case in listed]
     cases = [{"image": path} for path in images]
     problems += check_cases(cases, in_channels=in_channels, num_workers=num_workers)
-    _raise_for(problems)
+    raise_for(problems)
     return cases
 
 
@@ -224,29 +218,26 @@ def common_folder(cases: Iterable[Mapping[str, str]], key: str = "image") -> str
 
 
 def read_img_list(path: Path, fields: Sequence[int] = (2,)) -> list[list[str]]:
-    """The paths on each line of a text list, as they are written there.
-
-    Fields are split at spaces and tabs; a path with spaces stands in single or double quotes. Backslashes are ordinary
-    characters. Blank lines and comments (``#`` at the start of a line or after a space) are skipped.
+    """The paths on each line of a text list, as they are written there; see :func:`~med3d_nets.list_files.read_rows`.
 
     Args:
-        path: UTF-8 text, with or without a byte order mark, with line ends of any system.
-        fields: numbers of paths that a line may have.
+        path: of the list.
+        fields: numbers of paths that a line may have: 1, 2 or both.
 
     Raises:
         Med3dError: the file cannot be read, or lines have another number of fields or an open quote.
     """
     problems: list[str] = []
-    rows = _rows(os.fspath(path), fields, problems)
-    _raise_for(problems)
-    return rows
+    rows = read_rows(os.fspath(path), [_FORMS[count] for count in fields], problems, _OTHERS)
+    raise_for(problems)
+    return [row for _, row in rows]
 
 
 def _read_list(
     option: str, path: Path, data_root: Path, sections: Sequence[str], problems: list[str], labelled: bool = True
 ) -> Cases:
     """Cases of a text list, or of the first section that a Decathlon json has, with absolute paths."""
-    found = _find(option, path, data_root, problems)
+    found = find_path(option, path, data_root, problems)
     if found is None:
         return []
     before = len(problems)
@@ -255,64 +246,14 @@ def _read_list(
     if found.lower().endswith(".json"):
         cases = _decathlon_cases(found, sections, root if os.fspath(data_root) else "", keys, problems)
     else:
-        rows = _rows(found, range(len(keys), 3), problems)
-        if not os.path.isdir(root) and not all(os.path.isabs(field) for row in rows for field in row):
-            # One line instead of one for each file below it.
-            problems.append(f"data_root {root}: found no such folder; expected the one that the list's paths are in")
+        forms = [_FORMS[count] for count in range(len(keys), 3)]
+        rows = [row for _, row in read_rows(found, forms, problems, _OTHERS)]
+        if no_folder(root, [field for row in rows for field in row], problems):
             rows = []
         cases = [{k: os.path.abspath(os.path.join(root, v)) for k, v in zip(keys, row, strict=False)} for row in rows]
     if not cases and len(problems) == before:
         problems.append(f"{found}: found no cases; expected at least one")
     return cases
-
-
-def _find(option: str, path: Path, data_root: Path, problems: list[str]) -> str | None:
-    """Absolute path of a list, file or folder: below ``data_root`` where it is there, else the working directory."""
-    if not os.fspath(path):
-        problems.append(f"{option}: found an empty path; expected that of a file")
-        return None
-    tried = dict.fromkeys(os.path.abspath(os.path.join(folder, path)) for folder in (data_root, ""))
-    for place in tried:
-        if os.path.exists(place):
-            return place
-    problems.append(f"{option} {os.fspath(path)}: found no such file; expected it at {' or at '.join(tried)}")
-    return None
-
-
-def _rows(path: str, fields: Sequence[int], problems: list[str]) -> list[list[str]]:
-    """Fields of each line of a text list."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: found no text ({reason(error)}); expected a list in UTF-8, a .json or a NIfTI file")
-        return []
-    rows = []
-    expected = " or ".join("'image label'" if count == 2 else "'image'" for count in fields)
-    for number, line in enumerate(lines, 1):
-        row = _split(line)
-        if row is None:
-            found, hint = f"a quote that does not end a field ({line.strip()})", ", with quotes around whole paths"
-        elif row and len(row) not in fields:
-            found = f"{len(row)} field{'s' * (len(row) > 1)} ({line.strip()})"
-            hint = "; put paths that have spaces in quotes" if len(row) > 2 else ""
-        else:
-            rows += [row] if row else []
-            continue
-        problems.append(f"{path}, line {number}: found {found}; expected {expected}{hint}")
-    return rows
-
-
-def _split(line: str) -> list[str] | None:
-    """Fields of a line, None where a quote is left open. The standard shlex would start one at an apostrophe."""
-    row: list[str] = []
-    for double, single, bare in _FIELD.findall(line):
-        if bare.startswith("#"):
-            break
-        if bare.startswith(('"', "'")):
-            return None
-        row.append(double or single or bare)
-    return row
 
 
 def _read_json(path: str, problems: list[str]) -> dict[str, Any] | None:
@@ -353,7 +294,7 @@ def _decathlon_cases(path: str, sections: Sequence[str], root: str, keys: Sequen
 
 
 def _has_validation(path: Path, data_root: Path) -> bool:
-    found = _find("", path, data_root, [])
+    found = find_path("", path, data_root, [])
     content = _read_json(found, []) if found and found.lower().endswith(".json") else None
     items = (content or {}).get("validation")
     return isinstance(items, list) and any(isinstance(item, dict) and item.get("label") for item in items)
@@ -368,12 +309,4 @@ def _check_options(
             problems.append(f"{name}: found {value!r}; expected a whole number of at least {least}")
     if not isinstance(val_fraction, (int, float)) or not 0 < val_fraction < 1:
         problems.append(f"val_fraction: found {val_fraction!r}; expected a number between 0 and 1")
-    _raise_for(problems)
-
-
-def _raise_for(problems: Sequence[str]) -> None:
-    if problems:
-        lines = [f"the data list has {len(problems)} problem{'s' * (len(problems) > 1)}:"]
-        lines += [f"- {problem}" for problem in problems[:MAX_LINES]]
-        lines += [f"... and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
-        raise Med3dError("\n".join(lines))
+    raise_for(problems)

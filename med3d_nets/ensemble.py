@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.networks import create_model
-from med3d_nets.settings import FOUND_OUT, Settings, read_settings
+from med3d_nets.settings import OF_A_FOLD, Kind, Settings, read_settings
 from med3d_nets.weights import load_trained
 
 __all__ = ["Ensemble", "EnsembleCheckpointLoader", "make_network", "read_ensemble_settings"]
@@ -119,7 +119,7 @@ class EnsembleCheckpointLoader:
             load_trained(network, path)
 
 
-def read_ensemble_settings(folders: Sequence[str]) -> Settings:
+def read_ensemble_settings(folders: Sequence[str], kind: type[Kind] = Settings) -> Kind:  # type: ignore[assignment]
     """The settings of networks that are to answer together, from the ``model.json`` in each folder.
 
     All must agree but for the pretrained weights, of which those of the first are kept, and for the classes that are
@@ -127,15 +127,16 @@ def read_ensemble_settings(folders: Sequence[str]) -> Settings:
 
     Args:
         folders: from :func:`~med3d_nets.folds.fold_folders`.
+        kind: what the settings are of.
 
     Raises:
         Med3dError: naming the files and both values of each setting that differs; or see
             :func:`~med3d_nets.settings.read_settings`.
     """
     paths = [os.path.join(folder, "model.json") for folder in folders]
-    settings = [read_settings(path) for path in paths]
+    settings = [read_settings(path, kind) for path in paths]
     first = settings[0]
-    names = [entry.name for entry in fields(Settings) if entry.name not in FOUND_OUT]
+    names = [entry.name for entry in fields(kind) if entry.name not in OF_A_FOLD]
     wrong = [
         f"{name} is {getattr(other, name)!r} in {path}, but {getattr(first, name)!r} in {paths[0]}"
         for path, other in zip(paths, settings, strict=True)

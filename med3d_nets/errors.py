@@ -15,6 +15,7 @@ import torch
 
 __all__ = ["Med3dError", "explain", "explain_errors", "is_bundle_command"]
 
+_sizes: dict[str, Any] = {}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,16 +54,18 @@ def explain_errors(**sizes: Any) -> None:
     MONAI wraps whatever a config raises, so the message would otherwise stand in the middle of a long traceback. Other
     errors keep theirs. A program that uses a bundle from Python is left alone.
 
+    Called again, it takes more sizes: those that are planned are known only after the data, whose errors it shows too.
+
     Args:
         sizes: passed to :func:`explain`.
     """
-
+    _sizes.update(sizes)
     if not is_bundle_command() or sys.excepthook is not sys.__excepthook__:
         return
     rank = int(os.environ.get("RANK", 0))
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        shown = explain(error, sizes)
+        shown = explain(error, _sizes)
         if rank > 0:
             time.sleep(OTHERS_WAIT)
         if shown is None:

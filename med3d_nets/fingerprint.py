@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nibabel as nib
@@ -22,7 +22,7 @@ from med3d_nets.checks import reason
 from med3d_nets.distributed import gather, shard
 from med3d_nets.errors import Med3dError
 
-__all__ = ["CaseFingerprint", "Fingerprint", "count_classes", "measure_case", "measure_cases"]
+__all__ = ["CaseFingerprint", "Fingerprint", "count_classes", "measure_case", "measure_cases", "measure_image"]
 
 Triple = tuple[int, int, int]
 Millimetres = tuple[float, float, float]
@@ -229,24 +229,40 @@ def measure_case(
     image = image.reshape((*label.shape, in_channels))
     label = label.astype(np.uint8 if n_seg_classes <= 256 else np.int32, copy=False)
     counts, class_slopes = _classes(label, n_seg_classes)
-    step = [max(1, length // _SAMPLED_EDGE) for length in label.shape]
+    measured = measure_image(image, spacing, image[label > 0], max_values)
+    return replace(
+        measured, counts=counts, slopes=np.concatenate([measured.slopes, np.array(class_slopes, np.float32)])
+    )
+
+
+def measure_image(
+    image: Array, spacing: Millimetres, values: Array, max_values: int = MAX_VALUES_CASE
+) -> CaseFingerprint:
+    """Measure an image without a label; all of its voxels count as background.
+
+    Args:
+        image: ``(x, y, z, channel)``, axes in RAS order.
+        spacing: mm.
+        values: intensities to keep some of, evenly drawn.
+        max_values: how many.
+    """
+    width, height, depth = (int(length) for length in image.shape[:3])
+    step = [max(1, length // _SAMPLED_EDGE) for length in image.shape]
     coarse = image[:: step[0], :: step[1], :: step[2]]
     low, middle, high = (float(value) for value in np.percentile(coarse, (0.5, 50, 99.5)))
     scale = float(coarse.std(dtype=np.float64)) or 1.0
     channel = image[..., 0]
     profiles = [channel.mean(axis=_others(axis), dtype=np.float64) / scale for axis in range(3)]
-    slopes = np.stack([np.stack([_slope(profile) for profile in profiles]), *class_slopes])
-    foreground = image[label > 0].ravel()
-    drawn = np.linspace(0, max(0, foreground.size - 1), min(foreground.size, max_values)).astype(np.int64)
-    width, height, depth = (int(length) for length in label.shape)
+    values = values.ravel()
+    drawn = np.linspace(0, max(0, values.size - 1), min(values.size, max_values)).astype(np.int64)
     return CaseFingerprint(
         (width, height, depth),
         spacing,
         _content(image),
-        counts,
+        (width * height * depth,),
         (low, middle, high),
-        foreground[drawn].astype(np.float32),
-        slopes.astype(np.float32),
+        values[drawn].astype(np.float32),
+        np.stack([_slope(profile) for profile in profiles])[None].astype(np.float32),
     )
 
 

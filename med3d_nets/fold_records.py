@@ -13,7 +13,7 @@ from ignite import distributed as idist
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.folds import RECORD, Cases, fold_folder, fold_numbers, name_some, relative_name
-from med3d_nets.settings import FOUND_OUT, Settings
+from med3d_nets.settings import OF_A_FOLD, Settings
 from med3d_nets.weights import write_atomically
 
 __all__ = ["check_fold", "record_fold"]
@@ -53,7 +53,7 @@ def record_fold(
     if record is None:
         return
     given = {} if settings is None else json.loads(json.dumps(asdict(settings)))
-    given = {name: value for name, value in given.items() if name not in FOUND_OUT}
+    given = {name: value for name, value in given.items() if name not in OF_A_FOLD}
     for number in fold_numbers(ckpt_dir):
         path = Path(ckpt_dir) / f"fold_{number}" / RECORD
         other = _read_record(path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from med3d_nets.errors import Med3dError
 
 __all__ = [
     "check_groups",
+    "connect",
     "divide",
     "fold_folder",
     "fold_folders",
@@ -117,20 +118,29 @@ def group_cases(cases: Cases, data_root: str | os.PathLike[str], pattern: str, p
     if not cases:
         return []
     patients = name_patients(cases, data_root, pattern, problems) if pattern else [""] * len(cases)
-    numbers: dict[tuple[str, str], int] = {}
-    edges = []
-    for index, (case, patient) in enumerate(zip(cases, patients, strict=True)):
-        keys = [("file", os.path.normcase(os.path.realpath(path))) for path in case.values()]
-        keys += [("patient", patient)] if patient else []
-        edges += [(index, len(cases) + numbers.setdefault(key, len(numbers))) for key in keys]
-    size = len(cases) + len(numbers)
-    graph = coo_array((np.ones(len(edges)), np.transpose(edges)), shape=(size, size))
+    keys = []
+    for case, patient in zip(cases, patients, strict=True):
+        files = [("file", os.path.normcase(os.path.realpath(path))) for path in case.values()]
+        keys.append([*files, *([("patient", patient)] if patient else [])])
     groups: dict[int, Cases] = {}
-    for case, group in zip(cases, connected_components(graph, directed=False)[1], strict=False):
-        groups.setdefault(int(group), []).append(case)
+    for case, group in zip(cases, connect(keys), strict=True):
+        groups.setdefault(group, []).append(case)
     if pattern:
         _log.info("%d cases of %d patients: %s", len(cases), len(set(patients)), name_some(dict.fromkeys(patients)))
     return list(groups.values())
+
+
+def connect(keys: Sequence[Iterable[Hashable]]) -> list[int]:
+    """Number of the group of each item: those that share a key, directly or through others, are in one.
+
+    Args:
+        keys: those of each item, at least one item.
+    """
+    numbers: dict[Hashable, int] = {}
+    edges = [(i, len(keys) + numbers.setdefault(key, len(numbers))) for i, own in enumerate(keys) for key in own]
+    size = len(keys) + len(numbers)
+    graph = coo_array((np.ones(len(edges)), np.reshape(edges, (-1, 2)).T), shape=(size, size))
+    return connected_components(graph, directed=False)[1][: len(keys)].tolist()
 
 
 def check_groups(

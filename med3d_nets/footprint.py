@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from med3d_nets.checkpointing import checkpoint_activations
 from med3d_nets.distributed import gather_shares
-from med3d_nets.networks import create_model
+from med3d_nets.networks import create_classifier, create_model
 
 __all__ = ["Cost", "LiveTensors", "find_memory_gb", "iteration_cost", "training_cost"]
 
@@ -105,7 +105,8 @@ def iteration_cost(
     """Bytes that are alive at the peak of one training iteration, and its floating-point operations.
 
     Args:
-        variant, n_seg_classes, in_channels, head: as for :func:`~med3d_nets.networks.create_model`.
+        variant, n_seg_classes, in_channels, head: as for :func:`~med3d_nets.networks.create_model`; or the head
+            "classification".
         size: depth, height and width of the input.
         batch: volumes in the batch.
         half: store the network's weights and tensors in 16 bits; the loss stays in 32.
@@ -119,11 +120,17 @@ def iteration_cost(
         ValueError: if the input is too small for batch normalisation.
     """
     with torch.device("meta"):
-        network = create_model(variant, n_seg_classes, in_channels, head)
+        network: nn.Module
+        loss_function: nn.Module
+        if head == "classification":
+            network, loss_function = create_classifier(variant, n_seg_classes, in_channels), nn.CrossEntropyLoss()
+            label = torch.empty(batch, n_seg_classes)
+        else:
+            network = create_model(variant, n_seg_classes, in_channels, head)
+            loss_function, label = DiceCELoss(to_onehot_y=True, softmax=True), torch.empty(batch, 1, *size)
         network = network.to(torch.float16 if half else torch.float32).train()
-        image, label = torch.empty(batch, in_channels, *size), torch.empty(batch, 1, *size)
+        image = torch.empty(batch, in_channels, *size)
     checkpoint_activations(network, activation_checkpointing)
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
     step, tensors = _prepare(list(network.parameters()), adamw)
 
     def iterate() -> None:

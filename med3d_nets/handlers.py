@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from monai.networks.utils import get_state_dict
 from torch import distributed as dist
 from torch import nn
 
-from med3d_nets.components import ComponentChoice
 from med3d_nets.errors import Med3dError, explain
 from med3d_nets.settings import Settings
 from med3d_nets.weights import read_checkpoint, write_atomically
@@ -75,7 +75,9 @@ class BestModelSaver:
         ckpt_dir: folder to write to.
         settings: settings of this training.
         overwrite: whether a file of an earlier training may be replaced.
-        component_choice: tells the classes whose largest component alone is kept, a setting too.
+        found_out: validation handlers that find settings out, each with a dictionary ``found`` of them, such as
+            :class:`~med3d_nets.components.ComponentChoice`.
+        tie_breaker: metric that is lower for the better of two epochs with the same key metric; empty: the first stays.
     """
 
     def __init__(
@@ -84,17 +86,20 @@ class BestModelSaver:
         ckpt_dir: str,
         settings: Settings,
         overwrite: bool = False,
-        component_choice: ComponentChoice | None = None,
+        found_out: Sequence[Any] = (),
+        tie_breaker: str = "",
     ) -> None:
         self.network = network
         self.path = Path(ckpt_dir) / "model.pt"
         self.settings = settings
         self.overwrite = overwrite
-        self.component_choice = component_choice
+        self.found_out = list(found_out)
+        self.tie_breaker = tie_breaker
+        self.best_tie: float | None = None
         self.best: float | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator, after :class:`DiceReport` and the choice of components."""
+        """Attach to an evaluator, after what scores and what finds settings out."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
@@ -115,11 +120,16 @@ class BestModelSaver:
     def __call__(self, engine: Engine) -> None:
         """Compare and save."""
         metric = float(engine.state.metrics[engine.state.key_metric_name])
-        if self.best is not None and not metric > self.best:
+        tie = float(engine.state.metrics[self.tie_breaker]) if self.tie_breaker else 0.0
+        if (
+            self.best is not None
+            and not metric > self.best
+            and not (metric == self.best and tie < (self.best_tie or 0))
+        ):
             return
-        self.best = metric if math.isfinite(metric) else None
-        if self.component_choice is not None:
-            self.settings = replace(self.settings, largest_component=list(self.component_choice.classes))
+        self.best, self.best_tie = (metric, tie) if math.isfinite(metric) else (None, None)
+        for handler in self.found_out:
+            self.settings = replace(self.settings, **handler.found)
         if idist.get_rank() > 0:
             return
         metrics = {name: value for name, value in engine.state.metrics.items() if isinstance(value, float)}
@@ -132,13 +142,13 @@ class BestModelSaver:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must know: the best score and the settings."""
         settings = {name: getattr(self.settings, name) for name in self.settings.__dataclass_fields__}
-        return {"best": self.best, "settings": settings}
+        return {"best": self.best, "best_tie": self.best_tie, "settings": settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`; the pretrained weights' record is that of the training's start."""
-        self.best = state["best"]
+        self.best, self.best_tie = state["best"], state["best_tie"]
         self.overwrite = True
-        self.settings = Settings(**state["settings"])
+        self.settings = type(self.settings)(**state["settings"])
 
 
 class PeriodicValidation(ValidationHandler):

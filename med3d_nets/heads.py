@@ -8,7 +8,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MedicalNetHead", "UNetHead", "merge"]
+__all__ = ["ClassificationHead", "MedicalNetHead", "UNetHead", "merge"]
+
+
+class ClassificationHead(nn.Module):
+    """Dropout and a linear layer, on the mean over all positions of the encoder's last stage.
+
+    Args:
+        in_channels: channels of ``layer4``.
+        n_outputs: number of classes, or 1 for a number.
+        dropout: share of the features that are left out at random in training.
+    """
+
+    def __init__(self, in_channels: int, n_outputs: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(in_channels, n_outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Map pooled features ``(batch, in_channels)`` to logits ``(batch, n_outputs)``."""
+        return self.linear(self.dropout(pooled))
 
 
 class MedicalNetHead(nn.Sequential):

@@ -9,11 +9,18 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from med3d_nets.errors import Med3dError
-from med3d_nets.heads import MedicalNetHead, UNetHead
+from med3d_nets.heads import ClassificationHead, MedicalNetHead, UNetHead
 from med3d_nets.resnet import ResNetEncoder
-from med3d_nets.variants import get_variant
+from med3d_nets.variants import Variant, get_variant
 
-__all__ = ["HEADS", "SegmentationNet", "create_model", "freeze_batch_norm"]
+__all__ = [
+    "HEADS",
+    "ClassificationNet",
+    "SegmentationNet",
+    "create_classifier",
+    "create_model",
+    "freeze_batch_norm",
+]
 
 HEADS = ("medicalnet", "unet")
 """Kinds of head that :class:`SegmentationNet` can be built with."""
@@ -69,6 +76,60 @@ class SegmentationNet(nn.Module):
         return F.interpolate(logits, size=x.shape[2:], mode="trilinear", align_corners=False)
 
 
+class ClassificationNet(nn.Module):
+    """A MedicalNet encoder with global average pooling and a linear layer; children ``encoder`` and ``head``.
+
+    Args:
+        depth: depth of the encoder, see :data:`med3d_nets.resnet.DEPTHS`.
+        shortcut: ``"A"`` or ``"B"``.
+        n_outputs: number of classes, or 1 for a number.
+        in_channels: channels of the input volume.
+        dropout: share of the pooled features that are left out at random in training.
+
+    Attributes:
+        scale, shift: what answers are multiplied by, and what is then added, outside of training: 1 and 0 until
+            something else is set, such as an inverse temperature, or a regression's unit. They are in no checkpoint.
+
+    Raises:
+        Med3dError: if ``n_outputs`` or ``dropout`` is out of range.
+    """
+
+    def __init__(self, depth: int, shortcut: str, n_outputs: int, in_channels: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        if n_outputs < 1:
+            raise Med3dError(f"n_outputs is {n_outputs}, expected the number of classes, or 1 for a number")
+        if not 0 <= dropout < 1:
+            raise Med3dError(f"dropout is {dropout}, expected a share from 0 to below 1")
+        self.encoder = ResNetEncoder(depth, shortcut, in_channels)
+        self.head = ClassificationHead(self.encoder.channels[-1], n_outputs, dropout)
+        self.scale, self.shift = 1.0, 0.0
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The mean of the last stage over all positions: an embedding of the volume.
+
+        Args:
+            x: ``(batch, in_channels, depth, height, width)``.
+
+        Returns:
+            ``(batch, channels)``: 512 channels, or 2048 from a depth of 50 on.
+        """
+        return self.encoder(x)[-1].mean(dim=(2, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the classes, or the number.
+
+        Args:
+            x: ``(batch, in_channels, depth, height, width)``.
+
+        Returns:
+            ``(batch, n_outputs)``.
+        """
+        answer = self.head(self.forward_features(x))
+        if self.training:
+            return answer
+        return answer.float() * self.scale + self.shift
+
+
 def create_model(
     variant: str,
     n_seg_classes: int = 2,
@@ -92,6 +153,33 @@ def create_model(
     Raises:
         Med3dError: for an unknown variant, or an option that contradicts it.
     """
+    row = _find_variant(variant, model, model_depth, resnet_shortcut)
+    return SegmentationNet(row.depth, row.shortcut, n_seg_classes, in_channels, head)
+
+
+def create_classifier(
+    variant: str,
+    n_outputs: int = 2,
+    in_channels: int = 1,
+    dropout: float = 0.0,
+    model: str | None = None,
+    model_depth: int | None = None,
+    resnet_shortcut: str | None = None,
+) -> ClassificationNet:
+    """A network of a published variant that classifies volumes, with fresh weights.
+
+    Args:
+        variant, in_channels, model, model_depth, resnet_shortcut: as for :func:`create_model`.
+        n_outputs, dropout: as for :class:`ClassificationNet`.
+
+    Raises:
+        Med3dError: for an unknown variant, or an option that contradicts it or is out of range.
+    """
+    row = _find_variant(variant, model, model_depth, resnet_shortcut)
+    return ClassificationNet(row.depth, row.shortcut, n_outputs, in_channels, dropout)
+
+
+def _find_variant(variant: str, model: str | None, model_depth: int | None, resnet_shortcut: str | None) -> Variant:
     try:
         row = get_variant(variant)
     except ValueError as error:
@@ -103,7 +191,7 @@ def create_model(
                 f"{name} is {value!r}, but {row.name} has {expected!r}; "
                 "for another depth or shortcut use the bundle of that variant"
             )
-    return SegmentationNet(row.depth, row.shortcut, n_seg_classes, in_channels, head)
+    return row
 
 
 def freeze_batch_norm(network: nn.Module, names: Sequence[str]) -> nn.Module:

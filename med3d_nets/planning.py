@@ -20,11 +20,24 @@ from numpy.typing import NDArray
 from med3d_nets.errors import Med3dError
 from med3d_nets.fingerprint import Fingerprint, Triple, measure_cases
 from med3d_nets.footprint import Cost, find_memory_gb, training_cost
+from med3d_nets.planning_options import STRIDE, check_given
 
-__all__ = ["Plan", "check_given", "make_plan", "plan_training"]
+__all__ = [
+    "Limit",
+    "Plan",
+    "by_axis",
+    "check_given",
+    "find_limit",
+    "make_plan",
+    "plan_anisotropic",
+    "plan_flips",
+    "plan_intensity",
+    "plan_spacing",
+    "plan_training",
+    "shrink",
+    "three",
+]
 
-STRIDE = 8
-"""Patch sizes are multiples of the encoder's stride."""
 ANISOTROPIC = 3
 """Ratio above which an axis counts as coarse, or a patch as flat, as in nnU-Net (Isensee et al., arXiv:1904.08128)."""
 BATCH_SIZES = {"cpu": (2,), "cuda": (4, 2)}
@@ -156,20 +169,20 @@ def make_plan(
     """
     check_given(spacing, patch_size, batch_size, intensity, memory_gb, flip_axes, fingerprint.in_channels)
     reasons = {"orientation": "orientation RAS: axes are turned alike, whatever order files store them in"}
-    millimetres, reasons["spacing"] = _plan_spacing(fingerprint, spacing)
+    millimetres, reasons["spacing"] = plan_spacing(fingerprint, spacing)
     channels = fingerprint.in_channels
     cost = training_cost(variant, fingerprint.n_seg_classes, channels, head, activation_checkpointing)
-    limit = _find_limit(cost, torch.device(device), memory_gb)
+    limit = find_limit(cost, torch.device(device), memory_gb)
     size, batch, texts = _plan_batch(fingerprint, millimetres, patch_size, batch_size, cost, limit)
     reasons |= texts
-    clip, reasons["intensity"] = _plan_intensity(fingerprint, intensity)
-    flips, reasons["flip_axes"] = _plan_flips(fingerprint, flip_axes, class_names)
-    anisotropic, reasons["anisotropic"] = _plan_anisotropic(millimetres, size)
+    clip, reasons["intensity"] = plan_intensity(fingerprint, intensity)
+    flips, reasons["flip_axes"] = plan_flips(fingerprint, flip_axes, class_names)
+    anisotropic, reasons["anisotropic"] = plan_anisotropic(millimetres, size)
     return Plan("RAS", millimetres, size, batch, clip, flips, anisotropic, reasons)
 
 
 @dataclass(frozen=True)
-class _Limit:
+class Limit:
     """Voxels that a batch may have, what they are limited by, and the memory."""
 
     n_voxels: int
@@ -179,7 +192,17 @@ class _Limit:
     batch_sizes: tuple[int, ...]
 
 
-def _find_limit(cost: Cost, device: torch.device, memory_gb: float) -> _Limit:
+def find_limit(
+    cost: Cost, device: torch.device, memory_gb: float, batch_sizes: Mapping[str, tuple[int, ...]] = BATCH_SIZES
+) -> Limit:
+    """What a batch is limited by, on the device and in GB that are given, or found if that is 0.
+
+    Args:
+        cost: of an iteration.
+        device: that of the training.
+        memory_gb: GB of 10^9 bytes, or 0.
+        batch_sizes: to try in this order, for "cpu" and "cuda".
+    """
     found = memory_gb or find_memory_gb(device)
     kind = "cuda" if device.type == "cuda" else "cpu"
     share = SHARES[kind]
@@ -190,12 +213,13 @@ def _find_limit(cost: Cost, device: torch.device, memory_gb: float) -> _Limit:
         others, by = int(CPU_FLOP / cost.voxel_flop), "a CPU's time"
     if in_memory <= others:
         by = f"{share:.0%} of {found:.3g} GB of memory"
-    return _Limit(min(in_memory, others), by, in_memory, found, BATCH_SIZES[kind])
+    return Limit(min(in_memory, others), by, in_memory, found, batch_sizes[kind])
 
 
-def _plan_spacing(fingerprint: Fingerprint, given: Sequence[float]) -> tuple[tuple[float, float, float], str]:
+def plan_spacing(fingerprint: Fingerprint, given: Sequence[float]) -> tuple[tuple[float, float, float], str]:
+    """Spacing in mm by :func:`make_plan`'s rule, or as given, and the reason."""
     if given:
-        return _three(float(value) for value in given), f"spacing {_by(given)} mm: as given"
+        return three(float(value) for value in given), f"spacing {by_axis(given)} mm: as given"
     spacings = fingerprint.spacings
     target = np.median(spacings, axis=0)
     how = f"median of {len(spacings)} cases" if len(spacings) > 1 else "that of the only case"
@@ -207,8 +231,8 @@ def _plan_spacing(fingerprint: Fingerprint, given: Sequence[float]) -> tuple[tup
         finest = max(float(np.percentile(spacings[:, coarse], 10)), float(max(target[others])))
         target[coarse] = min(target[coarse], finest)
         how += f", but the 10th percentile along the coarse {_AXES[coarse]} axis, so that thin slices keep their detail"
-    result = _three(round(float(value), 6) for value in target)
-    return result, f"spacing {_by(result)} mm: {how}"
+    result = three(round(float(value), 6) for value in target)
+    return result, f"spacing {by_axis(result)} mm: {how}"
 
 
 def _plan_batch(
@@ -217,33 +241,33 @@ def _plan_batch(
     patch_size: Sequence[int],
     batch_size: int,
     cost: Cost,
-    limit: _Limit,
+    limit: Limit,
 ) -> tuple[Triple, int, dict[str, str]]:
     """Patch size, batch size, and their reasons."""
     shapes = fingerprint.shapes_at(spacing, content=True)
     median = np.median(shapes, axis=0)
     whole = _whole(shapes)
-    wanted = _three(int(value) for value in patch_size) if patch_size else whole
+    wanted = three(int(value) for value in patch_size) if patch_size else whole
     candidates = (batch_size,) if batch_size else limit.batch_sizes
     batch = next((number for number in candidates if number * math.prod(wanted) <= limit.n_voxels), candidates[-1])
-    size = wanted if patch_size else _shrink(wanted, spacing, limit.n_voxels // batch)
+    size = wanted if patch_size else shrink(wanted, spacing, limit.n_voxels // batch)
     n_voxels = batch * math.prod(size)
     needed = f"{cost.n_bytes(n_voxels) / 1e9:.2g} GB of {limit.memory_gb:.3g} GB"
     if n_voxels > limit.in_memory:
-        text = f"patches of {_by(size)} voxels in batches of {batch} need {needed}, of which a part must stay free; "
-        text += "choose a smaller variant or --batch_size, or --activation_checkpointing True, or give the memory with "
-        text += "--memory_gb"
+        text = f"patches of {by_axis(size)} voxels in batches of {batch} need {needed}, of which a part must stay "
+        text += "free; choose a smaller variant or --batch_size, or --activation_checkpointing True, or give the "
+        text += "memory with --memory_gb"
         if not patch_size:
             raise Med3dError(text)
         _log.warning("%s", text)  # the count knows nothing of what may save memory
-    shape = f"the cases' median of {_by(median)} voxels at that spacing"
+    shape = f"the cases' median of {by_axis(median)} voxels at that spacing"
     if patch_size:
         text = f"as given; compare {shape}"
     elif size == whole:
         text = f"whole crops fit; compare {shape}"
     else:
         text = f"limited by {limit.by}, the longest axis in mm shortened first; compare {shape}"
-    reasons = {"patch_size": f"patch_size {_by(size)} voxels: {text}"}
+    reasons = {"patch_size": f"patch_size {by_axis(size)} voxels: {text}"}
     why = "whole crops are small" if batch > 2 else "the smallest that batch norms learn from"
     why = "as given" if batch_size else why
     reasons["batch_size"] = f"batch_size {batch}: {why}; training takes about {needed}"
@@ -252,10 +276,10 @@ def _plan_batch(
 
 def _whole(shapes: NDArray[np.int64]) -> Triple:
     """The patch that holds a volume of the median shape."""
-    return _three(STRIDE * math.ceil(value / STRIDE) for value in np.median(shapes, axis=0))
+    return three(STRIDE * math.ceil(value / STRIDE) for value in np.median(shapes, axis=0))
 
 
-def _shrink(wanted: Triple, spacing: Sequence[float], n_voxels: int) -> Triple:
+def shrink(wanted: Triple, spacing: Sequence[float], n_voxels: int) -> Triple:
     """A patch of at most so many voxels, or the smallest sensible one."""
     size = list(wanted)
     while math.prod(size) > n_voxels:
@@ -263,10 +287,11 @@ def _shrink(wanted: Triple, spacing: Sequence[float], n_voxels: int) -> Triple:
         if not long:
             break
         size[max(long, key=lambda axis: size[axis] * spacing[axis])] -= STRIDE
-    return _three(size)
+    return three(size)
 
 
-def _plan_intensity(fingerprint: Fingerprint, given: str | Sequence[float]) -> tuple[Mapping[str, float] | None, str]:
+def plan_intensity(fingerprint: Fingerprint, given: str | Sequence[float]) -> tuple[Mapping[str, float] | None, str]:
+    """What :attr:`Plan.intensity` is by :func:`make_plan`'s rule, or as given, and the reason."""
     kind, why = (given, "as given") if isinstance(given, str) else ("ct", "")
     if kind == "auto":
         kind, why = _modality(fingerprint)
@@ -283,7 +308,8 @@ def _plan_intensity(fingerprint: Fingerprint, given: str | Sequence[float]) -> t
     return result, f"intensity as in CT, clipped to {lower:g} to {upper:g} HU ({how}), then {scale}"
 
 
-def _plan_anisotropic(spacing: Sequence[float], size: Triple) -> tuple[bool, str]:
+def plan_anisotropic(spacing: Sequence[float], size: Triple) -> tuple[bool, str]:
+    """Whether voxels or patch are much longer along one axis than along another, and the reason."""
     if max(spacing) > ANISOTROPIC * min(spacing):
         return True, f"anisotropic: voxels are more than {ANISOTROPIC} times as long along one axis as along another"
     if max(size) > ANISOTROPIC * min(size):
@@ -307,9 +333,10 @@ def _modality(fingerprint: Fingerprint) -> tuple[str, str]:
     return "mr", f"{air} of {n} volumes have air, as CT would, at -800 HU or less"
 
 
-def _plan_flips(
+def plan_flips(
     fingerprint: Fingerprint, given: str | Sequence[int], class_names: Sequence[str]
 ) -> tuple[tuple[int, ...], str]:
+    """Axes to flip by :func:`make_plan`'s rule, or as given, and the reason."""
     if not isinstance(given, str):
         return tuple(sorted(set(given))), f"flip_axes {', '.join(map(str, given)) or 'none'}: as given"
     n = len(fingerprint.cases)
@@ -333,50 +360,12 @@ def _plan_flips(
     return tuple(allowed), f"flip_axes {', '.join(map(str, allowed)) or 'none'}: {', '.join(texts)}"
 
 
-def check_given(
-    spacing: Sequence[float],
-    patch_size: Sequence[int],
-    batch_size: int,
-    intensity: str | Sequence[float],
-    memory_gb: float,
-    flip_axes: str | Sequence[int] = "auto",
-    in_channels: int = 1,
-) -> None:
-    """Check what a user gave instead of the planner's choice, before files are read.
-
-    Raises:
-        Med3dError: naming every value that is none of those that :func:`plan_training` takes.
-    """
-    problems = []
-    if not _numbers(spacing, (0, 3)) or any(value <= 0 for value in spacing):
-        problems.append(f"spacing is {spacing!r}, expected three lengths in mm (right, anterior, superior), or []")
-    if not _numbers(patch_size, (0, 3), int) or any(value < STRIDE for value in patch_size):
-        problems.append(f"patch_size is {patch_size!r}, expected three whole numbers from {STRIDE}, or []")
-    if not _numbers([batch_size], (1,), int) or batch_size < 0:
-        problems.append(f"batch_size is {batch_size!r}, expected a whole number from 1, or 0 for the planner's choice")
-    if not _numbers([memory_gb], (1,)) or memory_gb < 0:
-        problems.append(f"memory_gb is {memory_gb!r}, expected a number of GB, or 0 to find out")
-    if flip_axes != "auto" and (not _numbers(flip_axes, range(4), int) or not set(flip_axes) <= {0, 1, 2}):
-        problems.append(f"flip_axes is {flip_axes!r}, expected some of 0, 1 and 2 in a list, or auto")
-    window = not isinstance(intensity, str) and _numbers(intensity, (2,)) and intensity[0] < intensity[1]
-    if not window and not (isinstance(intensity, str) and intensity in ("auto", "ct", "mr")):
-        problems.append(f"intensity is {intensity!r}, expected auto, ct, mr or [lower, upper] in HU")
-    elif in_channels > 1 and intensity not in ("auto", "mr"):
-        problems.append(f"intensity is {intensity!r}, but images have {in_channels} channels; expected auto or mr")
-    if problems:
-        raise Med3dError("; ".join(problems))
-
-
-def _numbers(values: Any, lengths: Sequence[int], kind: Any = (int, float)) -> bool:
-    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) not in lengths:
-        return False
-    return all(isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) for value in values)
-
-
-def _three(values: Any) -> tuple[Any, Any, Any]:
+def three(values: Any) -> tuple[Any, Any, Any]:
+    """A tuple of three values, for a type checker."""
     first, second, third = values
     return first, second, third
 
 
-def _by(values: Any) -> str:
+def by_axis(values: Any) -> str:
+    """Three numbers as a reason gives them: 1 x 2 x 3."""
     return " x ".join(f"{value:.4g}" for value in values)

@@ -232,7 +232,9 @@ def settings_section(settings: Settings | Mapping[str, Any]) -> str:
 
 def all_versions() -> dict[str, str]:
     """Versions of Python and the packages that a report depends on."""
-    others = {name: version(name) for name in ("pytorch-ignite", "nibabel", "numpy", "scipy", "matplotlib")}
+    others = {
+        name: version(name) for name in ("pytorch-ignite", "nibabel", "numpy", "scipy", "scikit-learn", "matplotlib")
+    }
     return {**versions(), **others, "python": platform.python_version()}
 
 

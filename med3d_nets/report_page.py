@@ -169,6 +169,7 @@ class TrainingPage:
         overwrite: whether to replace the page of an earlier training.
         resume: whether this training goes on from an earlier one, whose page may be there.
         metric: the validation's metric that tells the best epoch.
+        scores: validation metrics to show, by the name to show; None: Dice of the classes.
 
     Raises:
         Med3dError: if a page is there already, as the training starts.
@@ -185,6 +186,7 @@ class TrainingPage:
         overwrite: bool = False,
         resume: bool = False,
         metric: str = "val_mean_dice",
+        scores: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(output_dir) / "report" / "training.html"
         self.overwrite = overwrite
@@ -195,6 +197,7 @@ class TrainingPage:
         self.evaluator = evaluator
         self.weights = os.path.join(ckpt_dir, "model.pt") if ckpt_dir else ""
         self.metric = metric
+        self.scores = scores
         self.records: list[dict[str, Any]] = []
         self.rates: dict[str, float] = {}
         self.next_drawing = 0.0
@@ -245,10 +248,14 @@ class TrainingPage:
         if idist.get_rank() > 0 or not self.records:
             return
         last = engine.state.max_epochs or self.records[-1]["epoch"]
-        shown = (self.class_names, self.settings, self.metric, self.weights)
+        metric = self.metric
+        if not any(math.isfinite(each["validation"].get(metric, math.nan)) for each in self.records):
+            # Where validation cases lack a class, another metric tells a classifier's best epoch.
+            metric = getattr(self.evaluator.state, "key_metric_name", None) or metric
+        shown = (self.class_names, self.settings, metric, self.weights)
         record = {"weights": os.path.abspath(self.weights), "epochs": self.records}
         write_atomically(self.path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
-        write_atomically(self.path, render_training(self.records, last, *shown, running=running))
+        write_atomically(self.path, render_training(self.records, last, *shown, running, self.scores))
 
 
 def check_training_page(output_dir: str | os.PathLike[str], overwrite: bool) -> None:

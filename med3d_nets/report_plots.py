@@ -21,7 +21,22 @@ from med3d_nets.report_html import MINUS
 from med3d_nets.report_slices import PLANES, Cut
 from med3d_nets.statistics import Agreement
 
-__all__ = ["PREDICTION", "REFERENCE", "Curves", "draw_agreement", "draw_curves", "draw_cuts", "draw_scores"]
+__all__ = [
+    "PREDICTION",
+    "REFERENCE",
+    "Curves",
+    "draw_agreement",
+    "draw_curves",
+    "draw_cuts",
+    "draw_differences",
+    "draw_scores",
+    "draw_text",
+    "drawing",
+    "make_figure",
+    "plain_text",
+    "to_png",
+    "to_svg",
+]
 
 REFERENCE, PREDICTION = "#56b4e9", "#e69f00"  # sky blue, orange
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a8a8a")
@@ -70,23 +85,24 @@ def draw_scores(panels: Mapping[str, Mapping[str, ArrayLike]]) -> str:
         panels: by metric and class, scores ``(case,)``; NaN is left out.
     """
     classes = max(len(scores) for scores in panels.values())
-    with _context():
-        figure = _figure(max(8.0, len(panels) * (1.2 + 0.8 * classes)), 3.6)
+    with drawing():
+        figure = make_figure(max(8.0, len(panels) * (1.2 + 0.8 * classes)), 3.6)
         for axes, (metric, scores) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
         ):
-            axes.set_title(_plain(metric))
+            axes.set_title(plain_text(metric))
             axes.grid(axis="y")
             for place, values in enumerate(scores.values()):
                 _strip(axes, place, np.asarray(values, float))
             _limit_scores(axes, np.concatenate([np.asarray(values, float) for values in scores.values()]))
             names = [
-                f"{_plain(name)}\nn = {np.sum(~np.isnan(np.asarray(found, float)))}" for name, found in scores.items()
+                f"{plain_text(name)}\nn = {np.sum(~np.isnan(np.asarray(found, float)))}"
+                for name, found in scores.items()
             ]
             axes.set_xticks(range(len(scores)), names, **({"rotation": 30, "ha": "right"} if len(scores) > 5 else {}))
             axes.set_xlim(-0.6, len(scores) - 0.4)
             axes.tick_params(axis="x", length=0)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def draw_agreement(
@@ -100,18 +116,18 @@ def draw_agreement(
     """
     columns = min(3, len(agreements))
     rows = math.ceil(len(agreements) / columns)
-    with _context():
-        figure = _figure(9.5 if columns > 1 else 6.5, 3.4 * rows)
+    with drawing():
+        figure = make_figure(9.5 if columns > 1 else 6.5, 3.4 * rows)
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid[len(agreements) :]:
             axes.set_axis_off()
         for place, (axes, (name, agreement)) in enumerate(zip(grid, agreements.items(), strict=False)):
-            _agreement(axes, np.asarray(measured[name], float), np.asarray(reference[name], float), agreement)
-            axes.set_title(f"{_plain(name)} (n = {agreement.n})")
+            draw_differences(axes, np.asarray(measured[name], float), np.asarray(reference[name], float), agreement)
+            axes.set_title(f"{plain_text(name)} (n = {agreement.n})")
             axes.set_xlabel("mean of prediction and reference [mL]")
             if place % columns == 0:
                 axes.set_ylabel("prediction minus reference [mL]")
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def draw_curves(panels: Mapping[str, Curves], best: int | None = None) -> str:
@@ -124,8 +140,8 @@ def draw_curves(panels: Mapping[str, Curves], best: int | None = None) -> str:
     from matplotlib.ticker import MaxNLocator
 
     rows = math.ceil(len(panels) / 2)
-    with _context():
-        figure = _figure(9.5, 3.0 * rows)
+    with drawing():
+        figure = make_figure(9.5, 3.0 * rows)
         grid = figure.subplots(rows, 2, squeeze=False).ravel()
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
@@ -140,7 +156,7 @@ def draw_curves(panels: Mapping[str, Curves], best: int | None = None) -> str:
                     "linestyle": DASHES[place // len(COLOURS) % len(DASHES)],
                 }
                 marker = "." if len(x) < CURVE_MARKERS else None
-                axes.plot(x, y, label=_plain(name), marker=marker, linewidth=1.5, **look)
+                axes.plot(x, y, label=plain_text(name), marker=marker, linewidth=1.5, **look)
             values = np.concatenate([np.asarray(y, float) for _, y in curves.values()])
             positive = values[np.isfinite(values) & (values > 0)]
             if title.lower().startswith("learning rate") and positive.size and positive.max() >= 10 * positive.min():
@@ -149,7 +165,7 @@ def draw_curves(panels: Mapping[str, Curves], best: int | None = None) -> str:
                 axes.axvline(best, color=INK, linewidth=1, linestyle=":", label=f"best epoch, {best}")
             if len(curves) > 1:
                 axes.legend(loc="best", fontsize=8)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def draw_cuts(cuts: Sequence[Cut], pictures: Sequence[NDArray[np.float32]] | None) -> str:
@@ -162,8 +178,8 @@ def draw_cuts(cuts: Sequence[Cut], pictures: Sequence[NDArray[np.float32]] | Non
     size = _field_of_view(cuts)
     shown = [_window(cut, size) for cut in cuts]
     low, high = _grey_levels(cuts, pictures, shown) if pictures is not None else (0.0, 1.0)
-    with _context():
-        figure = _figure(PANEL * len(cuts), PANEL, layout=None, facecolor="black")
+    with drawing():
+        figure = make_figure(PANEL * len(cuts), PANEL, layout=None, facecolor="black")
         for place, cut in enumerate(cuts):
             axes = figure.add_axes((place / len(cuts) + 0.002, 0, 1 / len(cuts) - 0.004, 1), facecolor="black")
             rows, columns = cut.shape[0] * cut.spacing[0], cut.shape[1] * cut.spacing[1]
@@ -179,22 +195,25 @@ def draw_cuts(cuts: Sequence[Cut], pictures: Sequence[NDArray[np.float32]] | Non
             _letters(axes, cut)
             if place == 0:
                 _scale_bar(axes, size)
-        return _png(figure)
+        return to_png(figure)
 
 
-def _context() -> Any:
+def drawing() -> Any:
+    """The context that figures are drawn in: the reports' style."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
-def _figure(width: float, height: float, **options: Any) -> Any:
+def make_figure(width: float, height: float, **options: Any) -> Any:
+    """A figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure((width, height), **{"layout": "constrained", **options})
 
 
-def _svg(figure: Any) -> str:
+def to_svg(figure: Any) -> str:
+    """A figure as the SVG element that a page holds."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a size that is guessed, then
@@ -206,7 +225,8 @@ def _svg(figure: Any) -> str:
     return _uri("svg+xml", (text[:start] + INKS + text[start:]).encode())
 
 
-def _png(figure: Any) -> str:
+def to_png(figure: Any) -> str:
+    """A figure as the address of a PNG picture within the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     return _uri("png", buffer.getvalue())
@@ -216,7 +236,7 @@ def _uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _plain(name: str) -> str:
+def plain_text(name: str) -> str:
     """A name that is not taken for mathematics."""
     return name.replace("$", r"\$")
 
@@ -248,7 +268,10 @@ def _limit_scores(axes: Any, values: NDArray[np.float64]) -> None:
         axes.set_ylim(low, high + 0.1 * (high - low))
 
 
-def _agreement(axes: Any, measured: NDArray[np.float64], reference: NDArray[np.float64], found: Agreement) -> None:
+def draw_differences(
+    axes: Any, measured: NDArray[np.float64], reference: NDArray[np.float64], found: Agreement
+) -> None:
+    """Draw a Bland-Altman plot: differences over means, with the bias and the limits of agreement."""
     means, differences = (measured + reference) / 2, measured - reference
     axes.scatter(means, differences, s=18, color=COLOURS[0], alpha=0.75, linewidths=0)
     axes.axhline(0, color=SOFT, linewidth=1.2)
@@ -334,8 +357,8 @@ def _letters(axes: Any, cut: Cut) -> None:
     sides = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"))
     ends = ((0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
     for letter, (x, y, ha, va) in zip(letters, (*sides, *ends), strict=True):
-        _text(axes, x, y, letter, ha, va)
-    _text(axes, 0.02, 0.98, name, "left", "top")
+        draw_text(axes, x, y, letter, ha, va)
+    draw_text(axes, 0.02, 0.98, name, "left", "top")
 
 
 def _scale_bar(axes: Any, size: float) -> None:
@@ -343,10 +366,11 @@ def _scale_bar(axes: Any, size: float) -> None:
     length = max(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if step <= max(size / 3, 1))
     share = length / size
     axes.plot([0.96 - share, 0.96], [0.05, 0.05], color="white", linewidth=2.5, transform=axes.transAxes)
-    _text(axes, 0.96 - share / 2, 0.06, f"{length} mm", "center", "bottom")
+    draw_text(axes, 0.96 - share / 2, 0.06, f"{length} mm", "center", "bottom")
 
 
-def _text(axes: Any, x: float, y: float, text: str, ha: str, va: str) -> None:
+def draw_text(axes: Any, x: float, y: float, text: str, ha: str, va: str) -> None:
+    """Write onto a picture, at a place from 0 to 1 along each of its sides."""
     from matplotlib.patheffects import withStroke
 
     look = {"color": "white", "fontsize": 9, "path_effects": [withStroke(linewidth=2, foreground="black")]}

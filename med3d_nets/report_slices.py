@@ -18,7 +18,7 @@ from monai.transforms import LoadImage
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["PLANES", "Cut", "cut_class", "read_pictures"]
+__all__ = ["PLANES", "Cut", "array_axis", "cut_class", "cut_slice", "read_pictures"]
 
 Mask = NDArray[np.bool_]
 
@@ -72,9 +72,9 @@ def cut_class(prediction: Tensor, reference: Tensor, affine: NDArray[np.float64]
     spacing = nibabel.affines.voxel_sizes(affine)
     cuts = []
     for plane in PLANES:
-        axis = _array_axis(affine, plane)
-        pair = np.stack([_slice(mask, affine, plane, middle[axis]) for mask in (prediction, reference)])
-        columns, rows = (_array_axis(affine, world) for world in range(3) if world != plane)
+        axis = array_axis(affine, plane)
+        pair = np.stack([cut_slice(mask, affine, plane, middle[axis]) for mask in (prediction, reference)])
+        columns, rows = (array_axis(affine, world) for world in range(3) if world != plane)
         bits = zlib.compress(np.packbits(pair).tobytes())
         step = float(spacing[rows]), float(spacing[columns])
         cuts.append(Cut(plane, middle[axis], (pair.shape[1], pair.shape[2]), step, bits))
@@ -99,7 +99,7 @@ def read_pictures(
     image: Any = LoadImage(image_only=True, ensure_channel_first=True)(file)
     if tuple(image.shape[1:]) != tuple(shape):
         raise ValueError(f"{file} has the shape {tuple(image.shape[1:])}, its label map {tuple(shape)}")
-    return [_slice(image[0], affine, cut.plane, cut.index).astype(np.float32) for cut in cuts]
+    return [cut_slice(image[0], affine, cut.plane, cut.index).astype(np.float32) for cut in cuts]
 
 
 def _orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -108,14 +108,15 @@ def _orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return found if np.isfinite(found).all() else np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
 
-def _array_axis(affine: NDArray[np.float64], world: int) -> int:
+def array_axis(affine: NDArray[np.float64], world: int) -> int:
+    """The axis of an array that runs along an axis of the world."""
     return int(np.flatnonzero(_orientation(affine)[:, 0] == world)[0])
 
 
-def _slice(volume: Tensor, affine: NDArray[np.float64], plane: int, index: int) -> NDArray[Any]:
+def cut_slice(volume: Tensor, affine: NDArray[np.float64], plane: int, index: int) -> NDArray[Any]:
     """A slice as it is drawn: rows from the head (or front) down, columns from the patient's right (or front)."""
     orientation = _orientation(affine)
-    across = _array_axis(affine, plane)
+    across = array_axis(affine, plane)
     rest = [axis for axis in range(3) if axis != across]
     picture = np.asarray(torch.as_tensor(volume).select(across, index).cpu())
     picture = np.flip(picture, tuple(place for place, axis in enumerate(rest) if orientation[axis, 1] < 0))

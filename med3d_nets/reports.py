@@ -20,7 +20,7 @@ from monai.handlers import from_engine
 from med3d_nets.distributed import gather_shares
 from med3d_nets.errors import Med3dError
 
-__all__ = ["CaseReport", "DiceReport", "EpochReport"]
+__all__ = ["CaseReport", "DiceReport", "EpochReport", "text_table"]
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class CaseReport:
         _write_csv(self.paths[1], ["metric", "mean", "median", "min", "max", "cases"], summary)
         shown = [[os.path.basename(row[0]), *row[1:]] for row in rows]
         means = ["mean", *(row[1] for row in summary)]
-        logger.info("\n%s\nwritten: %s, %s", _table(["case", *columns], [*shown, means]), *self.paths)
+        logger.info("\n%s\nwritten: %s, %s", text_table(["case", *columns], [*shown, means]), *self.paths)
 
 
 def _column_means(details: torch.Tensor) -> list[float]:
@@ -174,7 +174,8 @@ def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
         csv.writer(file).writerows([header, *([_format(value) for value in row] for row in rows)])
 
 
-def _table(header: list[str], rows: list[list[Any]]) -> str:
+def text_table(header: list[str], rows: list[list[Any]]) -> str:
+    """Rows below a header as lines of text, in columns; numbers to four digits."""
     cells = [header, *([_format(value) for value in row] for row in rows)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(header))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]

@@ -150,8 +150,8 @@ def check_model_folder(ckpt_dir: str, settings: Settings, resume_path: str, n_ep
                 f"expected a checkpoint_epoch=*.pt of an earlier training"
             )
         known = content["best"]["settings"]  # an earlier version's lacks some
-        found = Settings(**known)
-        given = [field.name for field in fields(Settings) if field.name in known and field.name not in FOUND_OUT]
+        found = type(settings)(**known)
+        given = [field.name for field in fields(settings) if field.name in known and field.name not in FOUND_OUT]
         check_settings(found, resume_path, **{name: getattr(settings, name) for name in given})
         trainer = content["trainer"]
         done = trainer["iteration"] // trainer["epoch_length"]

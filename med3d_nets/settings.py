@@ -7,13 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from med3d_nets.errors import Med3dError
 
-__all__ = ["FOUND_OUT", "Settings", "check_settings", "name_classes", "read_settings", "versions"]
+__all__ = ["FOUND_OUT", "OF_A_FOLD", "Settings", "check_settings", "name_classes", "read_settings", "versions"]
 
-RECIPES = ("whole", "patch")
+RECIPES = ("whole", "patch", "region")
 """How volumes become what the network sees."""
 
 MOST_CLASSES = 256
@@ -25,8 +25,11 @@ FORMAT = 1
 ADDED = ("spacing", "intensity", "flip_axes", "largest_component")
 """Settings that the first version of the package did not write."""
 
-FOUND_OUT = ("pretrained", "largest_component")
+FOUND_OUT = ("pretrained", "largest_component", "temperature")
 """Settings that a training finds out, as opposed to those that it is given or planned with."""
+
+OF_A_FOLD = (*FOUND_OUT, "target")
+"""Settings in which folds that answer together may differ."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise Med3dError(f"recipe is {self.recipe!r}, expected {' or '.join(RECIPES)}")
-        wanted = 3 if self.recipe == "patch" else 0
+        wanted = 0 if self.recipe == "whole" else 3
         if len(self.spacing) != wanted or not all(isinstance(mm, (int, float)) and mm > 0 for mm in self.spacing):
             raise Med3dError(f"spacing is {self.spacing!r}, expected {wanted} numbers of mm for recipe {self.recipe!r}")
         if self.recipe == "patch" and len(self.class_names) > MOST_CLASSES:
@@ -96,8 +99,15 @@ class Settings:
         return json.dumps(content, indent=4) + "\n"
 
 
-def read_settings(path: str | os.PathLike[str]) -> Settings:
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def read_settings(path: str | os.PathLike[str], kind: type[Kind] = Settings) -> Kind:  # type: ignore[assignment]
     """Read ``model.json``.
+
+    Args:
+        path: the file.
+        kind: what its settings are of.
 
     Raises:
         Med3dError: if the file is missing, unreadable, of another format, or lacks a setting or has a wrong one.
@@ -115,12 +125,12 @@ def read_settings(path: str | os.PathLike[str]) -> Settings:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise Med3dError(f"{path}: format {found!r}, expected {FORMAT}")
-    names = [entry.name for entry in fields(Settings)]
+    names = [entry.name for entry in fields(kind)]
     missing = [name for name in names if name not in content and name not in ADDED]
     if missing:
         raise Med3dError(f"{path}: lacks {', '.join(missing)}")
     try:
-        return Settings(**{name: content[name] for name in names if name in content})
+        return kind(**{name: content[name] for name in names if name in content})
     except Med3dError as error:
         raise Med3dError(f"{path}: {error}") from error
 

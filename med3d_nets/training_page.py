@@ -44,6 +44,7 @@ def render_training(
     metric: str,
     weights: str = "",
     running: bool = False,
+    scores: Mapping[str, str] | None = None,
 ) -> str:
     """The page's HTML.
 
@@ -55,44 +56,61 @@ def render_training(
         metric: the validation's metric that the best epoch has the highest of.
         weights: file of the best epoch's weights, or empty.
         running: whether more epochs follow; a browser then reads the page again from time to time.
+        scores: validation metrics to show, by the name to show; None: Dice of the classes.
     """
     best = best_record(records, metric)
-    keys = {name: f"val_dice_{name.replace(' ', '_')}" for name in classes}
-    keys = {name: key for name, key in keys.items() if any(key in record["validation"] for record in records)}
-    if len(keys) != 1:
-        keys["mean"] = metric
+    keys = dict(scores) if scores else _dice_keys(records, classes, metric)
+    measure = "" if scores else "Dice "
     validated = [record for record in records if record["validation"]]
     epochs = [record["epoch"] for record in records]
     rates = dict.fromkeys(name for record in records for name in record["rates"])
     panels: dict[str, Curves] = {
         "Training loss": {"loss": (epochs, [record["loss"] for record in records])},
-        "Validation Dice": {name: _curve(validated, "validation", key) for name, key in keys.items()},
+        f"Validation {measure.strip() or 'scores'}": {
+            name: _curve(validated, "validation", key) for name, key in keys.items()
+        },
         "Learning rate": {name: _curve(records, "rates", name) for name in rates},
         "Volumes per second": {"speed": (epochs, [record["volumes_per_second"] for record in records])},
     }
     panels = {title: curves for title, curves in panels.items() if any(x for x, _ in curves.values())}
     state = "running" if running else "finished" if epochs[-1] >= max_epochs else "stopped"
     plot = figure(draw_curves(panels, best["epoch"] if best else None), f"Curves over epochs: {', '.join(panels)}.")
-    header = ["epoch", "loss", *(f"Dice {name}" for name in keys), *(f"rate, {name}" for name in rates), "volumes/s"]
+    header = [
+        "epoch",
+        "loss",
+        *(f"{measure}{name}" for name in keys),
+        *(f"rate, {name}" for name in rates),
+        "volumes/s",
+    ]
     rows = [_row(record, list(keys.values()), list(rates), record is best) for record in records]
     return page(
         f"Training: {settings_title(settings)}",
         f"{state}, epoch {epochs[-1]} of {max_epochs}, {now()}",
-        _cards(records[-1], best, keys, metric, weights),
+        _cards(records[-1], best, keys, metric, weights, measure.strip()),
         section("Curves", plot, details("Numbers of every epoch", table(header, rows))),
         settings_section(settings),
         refresh=REFRESH if running else 0,
     )
 
 
-def _cards(last: Record, best: Record | None, keys: Mapping[str, str], metric: str, weights: str) -> str:
+def _dice_keys(records: Sequence[Record], classes: Sequence[str], metric: str) -> dict[str, str]:
+    """Metrics of the classes that have one by their names, and of all together."""
+    keys = {name: f"val_dice_{name.replace(' ', '_')}" for name in classes}
+    keys = {name: key for name, key in keys.items() if any(key in record["validation"] for record in records)}
+    return keys if len(keys) == 1 else {**keys, "mean": metric}
+
+
+def _cards(last: Record, best: Record | None, keys: Mapping[str, str], metric: str, weights: str, measure: str) -> str:
     boxes: list[tuple[str, str, list[str]]] = []
     if best:
+        measure = measure or next((name for name, key in keys.items() if key == metric), metric)
         each = [
             f"{name} {number(best['validation'].get(key, math.nan))}" for name, key in keys.items() if key != metric
         ]
         saved = [f"saved as {weights}"] if weights else []
-        boxes.append((f"Best validation Dice, epoch {best['epoch']}", number(best["validation"][metric]), each + saved))
+        boxes.append(
+            (f"Best validation {measure}, epoch {best['epoch']}", number(best["validation"][metric]), each + saved)
+        )
     boxes.append((f"Training loss, epoch {last['epoch']}", number(last["loss"], 4), []))
     boxes.append(("Volumes per second", number(last["volumes_per_second"], 2), []))
     return cards(boxes)

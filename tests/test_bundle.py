@@ -147,7 +147,8 @@ def test_bad_options_are_one_clear_error(
     assert not list(tmp_path.glob("m/*.pt"))
 
 
-def test_all_problems_of_the_data_in_one_message(bundle_run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["configs/train.json", "['configs/train.json','configs/patch.json']"])
+def test_all_problems_of_the_data_in_one_message(config: str, bundle_run: Run, tmp_path: Path) -> None:
     data = tmp_path / "data"
     lines = [write_case(data, f"case_{index}", index) for index in range(4)]
     image = nibabel.load(data / "images/case_0.nii.gz").get_fdata()
@@ -157,9 +158,7 @@ def test_all_problems_of_the_data_in_one_message(bundle_run: Run, tmp_path: Path
     (data / "labels/case_2.nii.gz").write_bytes((data / "labels/case_2.nii.gz").read_bytes()[:200])
     (data / "train.txt").write_text("".join([*lines[:3], "images/gone.nii.gz labels/gone.nii.gz\n"]))
     (data / "val.txt").write_text(lines[3] + lines[0])
-    done = bundle_run(
-        "training", "configs/train.json", **SMALL, data_root=data, pretrain_path="", ckpt_dir=tmp_path / "m"
-    )
+    done = bundle_run("training", config, **SMALL, data_root=data, pretrain_path="", ckpt_dir=tmp_path / "m")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     for name in ("images/case_0.nii.gz", "labels/case_1.nii.gz", "labels/case_2.nii.gz", "images/gone.nii.gz"):

@@ -56,20 +56,31 @@ def assert_equal(plain: tuple[list[torch.Tensor], dict], other: tuple[list[torch
     assert all(torch.equal(a, b) for a, b in zip(plain[0], other[0], strict=True))
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("frozen", [[], ["encoder"]], ids=["", "frozen"])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("depth", [10, pytest.param(50, marks=pytest.mark.slow)])
-def test_training_is_the_same_to_the_bit(depth: int, head: str, frozen: list[str], half: bool) -> None:
+def test_training_is_the_same_to_the_bit(depth: int, head: str, frozen: list[str]) -> None:
     """Weights, gradients, running statistics and the count of batches."""
     plain, other = pair(depth, head, frozen)
     before = {name: value.clone() for name, value in plain.named_buffers()}
-    expected, found = train(plain, 2, half), train(other, 2, half)
+    expected, found = train(plain, 2), train(other, 2)
     assert_equal(expected, found)
     counts = {name: int(value) for name, value in found[1].items() if name.endswith("num_batches_tracked")}
     assert counts == {name: 0 if any(part in name for part in frozen) else 2 for name in counts}
     kept = [name for name, value in other.named_buffers() if torch.equal(value, before[name])]
     assert all(any(part in name for part in frozen) for name in kept)
+
+
+@pytest.mark.parametrize("frozen", [[], ["encoder"]], ids=["", "frozen"])
+@pytest.mark.parametrize("head", HEADS)
+def test_mixed_precision_is_the_same_as_far_as_it_is_reproducible(head: str, frozen: list[str]) -> None:
+    """Of norms and biases: on some CPUs, torch's bfloat16 gradient of a convolution's weight is another in each run."""
+    plain, other = pair(10, head, frozen)
+    (expected, before), (found, after) = train(plain, 1, half=True), train(other, 1, half=True)
+    vectors = [index for index, gradient in enumerate(expected) if gradient.dim() == 1]
+    assert len(vectors) > 20
+    assert all(torch.equal(expected[index], found[index]) for index in vectors)
+    assert all(torch.equal(before[name], after[name]) for name, _ in plain.named_buffers())
 
 
 def test_segments_of_several_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,16 @@ def test_class_that_gains_is_kept(caplog: pytest.LogCaptureFixture):
     ]
 
 
+def test_what_was_found_is_a_setting():
+    choice, _ = validate((SPECKLED, TRUTH))
+    found = choice.found
+    assert found == {"largest_component": [1]}
+    validate((TRUTH, TRUTH), choice=choice)
+    assert choice.found == {"largest_component": []}
+    assert found == {"largest_component": [1]}
+    assert ComponentChoice(NAMES, [2]).found == {"largest_component": [2]}
+
+
 def test_class_that_loses_is_not_kept():
     cases = ((SPECKLED, TRUTH), (SPLIT, TRUTH))
     choice, engine = validate(*cases)

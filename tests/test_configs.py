@@ -29,6 +29,12 @@ COMBINATIONS = [
     ("train", "evaluate", "multi_gpu_evaluate"),
     ("inference",),
     ("inference", "multi_gpu_inference"),
+    ("classification/train",),
+    ("classification/train", "multi_gpu_train"),
+    ("classification/train", "classification/evaluate"),
+    ("classification/train", "classification/evaluate", "multi_gpu_evaluate"),
+    ("classification/inference",),
+    ("classification/inference", "multi_gpu_inference"),
 ]
 """Configs that are used together."""
 
@@ -67,13 +73,14 @@ def references(config: Any) -> set[str]:
 
 
 def test_all_configs_are_checked() -> None:
-    rendered = {path.stem for path in CONFIGS.glob("*.json")} - {"metadata"}
+    rendered = {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.json")}
+    rendered -= {"metadata", "classification/metadata"}
     assert rendered == {name for names in COMBINATIONS for name in names}
 
 
 @pytest.mark.parametrize("variant", [variant.bundle for variant in VARIANTS])
 def test_targets_and_expressions_stay_within_the_allowed_packages(variant: str) -> None:
-    for path in (ROOT / "bundles" / variant / "configs").glob("*.json"):
+    for path in (ROOT / "bundles" / variant / "configs").rglob("*.json"):
         config = json.loads(path.read_text())
         for target in re.findall(r'"_target_": "([^"]+)"', path.read_text()):
             module, name = target.rsplit(".", 1)
@@ -83,7 +90,7 @@ def test_targets_and_expressions_stay_within_the_allowed_packages(variant: str) 
             check_expression(expression)
 
 
-@pytest.mark.parametrize("name", ["train", "inference"])
+@pytest.mark.parametrize("name", ["train", "inference", "classification/train", "classification/inference"])
 def test_every_import_is_used(name: str) -> None:
     """By the config itself, or by one that is laid over it."""
     configs = [read(*names) for names in COMBINATIONS if names[0] == name]
@@ -98,7 +105,7 @@ def test_every_module_is_imported(names: tuple[str, ...]) -> None:
     """A module that something else happens to import may be missing in another command."""
     expressions = [leaf for leaf in leaves(read(*names)) if leaf.startswith("$")]
     imported = {leaf.removeprefix("$import ") for leaf in expressions if leaf.startswith("$import ")}
-    used = {match for leaf in expressions for match in re.findall(r"med3d_nets\.[a-z_]+", leaf)}
+    used = {match for leaf in expressions for match in re.findall(r"med3d_nets\.(?:classification\.)?[a-z_]+", leaf)}
     assert used <= imported
 
 
@@ -155,9 +162,10 @@ def test_an_overlay_restates_only_what_differs(below: str, above: str) -> None:
 def test_bundles_differ_only_where_their_variants_do() -> None:
     for variant in VARIANTS:
         folder = ROOT / "bundles" / variant.bundle / "configs"
-        assert {path.name for path in folder.iterdir()} == {path.name for path in CONFIGS.iterdir()}
-        for path in folder.glob("*.json"):
-            ours, first = json.loads(path.read_text()), json.loads((CONFIGS / path.name).read_text())
+        files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
+        assert files == [path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob("*"))]
+        for path in folder.rglob("*.json"):
+            ours, first = (json.loads((place / path.relative_to(folder)).read_text()) for place in (folder, CONFIGS))
             different = {key for key in {*ours, *first} if ours.get(key) != first.get(key)}
             allowed = {"variant", "model_depth", "resnet_shortcut"}
             assert different <= ({"name", "task", "description", "data_source"} if path.stem == "metadata" else allowed)

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from med3d_nets import datalist
+from med3d_nets import list_files
 from med3d_nets.datalist import check_cases, common_folder, load_cases, load_datalist, load_images, read_img_list
 from med3d_nets.errors import Med3dError
 
@@ -288,7 +288,7 @@ def test_long_messages_are_cut(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("".join(f"{n}.nii x{n}.nii\n" for n in range(40)))
     lines = message(load_cases, tmp_path, "train.txt", n_seg_classes=3).splitlines()
     assert lines[0] == "the data list has 80 problems:"
-    assert len(lines) == datalist.MAX_LINES + 2
+    assert len(lines) == list_files.MAX_LINES + 2
     assert lines[-1] == "... and 30 more"
 
 

@@ -77,6 +77,11 @@ def test_hook_shows_one_line(raised, shown):
     assert (run.returncode, run.stdout, run.stderr) == (1, "before\n", shown)
 
 
+def test_sizes_that_are_known_later_are_shown_too():
+    run = _run_with_hook("explain_errors(patch_size=8)\nraise RuntimeError('wrapped') from MemoryError('big')")
+    assert "Lower batch_size, then patch_size, by half; now: batch_size=2, patch_size=8" in run.stderr
+
+
 def test_hook_names_the_rank_of_another_process():
     run = _run_with_hook("raise Med3dError('mend it')", RANK="3")
     assert (run.returncode, run.stderr) == (1, "error on rank 3: mend it\n")

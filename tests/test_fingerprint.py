@@ -15,7 +15,14 @@ from monai.transforms import Compose, CropForeground, EnsureChannelFirst, LoadIm
 
 from med3d_nets import fingerprint
 from med3d_nets.errors import Med3dError
-from med3d_nets.fingerprint import CaseFingerprint, Fingerprint, count_classes, measure_case, measure_cases
+from med3d_nets.fingerprint import (
+    CaseFingerprint,
+    Fingerprint,
+    count_classes,
+    measure_case,
+    measure_cases,
+    measure_image,
+)
 from med3d_nets.transforms import not_background
 
 Array = np.ndarray[Any, Any]
@@ -168,6 +175,30 @@ def test_the_number_of_classes_is_that_of_the_labels(tmp_path: Path) -> None:
         count_classes([save(tmp_path, "mask", image, (label > 0) * np.uint8(255), np.eye(4))])
     with pytest.raises(Med3dError, match="no foreground in the labels of 1 training cases"):
         count_classes([save(tmp_path, "empty", image, label * 0, np.eye(4))])
+
+
+def test_an_image_alone_is_measured_as_with_its_label(tmp_path: Path) -> None:
+    image, label = volumes()
+    with_label = measure_case(save(tmp_path, "one", image, label, np.diag([0.7, 1.1, 2.5, 1])), 3)
+    found = measure_image(image[..., None], (0.7, 1.1, 2.5), image[label > 0])
+    for name in ("shape", "spacing", "content", "percentiles", "intensities"):
+        assert np.array_equal(getattr(found, name), getattr(with_label, name)), name
+    assert found.counts == (12 * 15 * 9,)
+    assert np.array_equal(found.slopes, with_label.slopes[:1])
+    assert Fingerprint((found,) * 2).direction(2) == (pytest.approx(1), 0)
+
+
+def test_an_image_keeps_values_that_are_evenly_drawn() -> None:
+    image = np.arange(2 * 3 * 4 * 2).reshape(2, 3, 4, 2)
+    found = measure_image(image, (1, 1, 1), image, max_values=4)
+    assert found.intensities.tolist() == [0, 15, 31, 47]
+    assert found.intensities.dtype == np.float32
+    assert found.shape == (2, 3, 4)
+    assert found.percentiles[1] == 23.5  # of both channels
+    assert measure_image(image, (1, 1, 1), image).intensities.tolist() == list(range(48))
+    flat = measure_image(np.full((2, 3, 4, 1), 7), (1, 1, 1), np.empty(0))
+    assert flat.intensities.size == 0
+    assert not flat.slopes.any()
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import torch
 from med3d_nets import footprint
 from med3d_nets.errors import Med3dError
 from med3d_nets.footprint import Cost, LiveTensors, find_memory_gb, iteration_cost, training_cost
-from med3d_nets.networks import HEADS, create_model
+from med3d_nets.networks import HEADS, create_classifier, create_model
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", [*HEADS, "classification"])
 def test_memory_and_operations_grow_with_the_voxels(head: str, checkpointed: bool) -> None:
     cost = training_cost("resnet_10", 3, 2, head, checkpointed)
     n_bytes, flop = iteration_cost(
@@ -30,6 +30,17 @@ def test_checkpointing_takes_less_for_each_voxel_and_computes_more() -> None:
     assert saved.fixed_bytes == pytest.approx(plain.fixed_bytes, rel=0.02)
     assert saved.voxel_bytes < 0.45 * plain.voxel_bytes
     assert 1.2 < saved.voxel_flop / plain.voxel_flop < 1.4
+
+
+def test_a_classifier_needs_its_encoder_alone() -> None:
+    costs = {head: training_cost("resnet_10", head=head) for head in (*HEADS, "classification")}
+    assert all(costs["classification"].voxel_bytes < costs[head].voxel_bytes for head in HEADS)
+    assert all(costs["classification"].voxel_flop < costs[head].voxel_flop for head in HEADS)
+    with torch.device("meta"):
+        weights = sum(parameter.nbytes for parameter in create_classifier("resnet_10", 2).parameters())
+    few, many = (iteration_cost("resnet_10", (64, 64, 64), 2, n, head="classification")[0] for n in (2, 1002))
+    assert many - few == pytest.approx(3 * 1000 * 513 * 4, rel=0.02)  # the layer, its gradient and momentum
+    assert 5 * weights < costs["classification"].fixed_bytes < 6 * weights  # as AdamW and the average have them
 
 
 def test_adamw_has_a_second_state_and_the_average_is_a_copy() -> None:

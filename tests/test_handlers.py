@@ -9,6 +9,7 @@ import os
 import random
 import resource
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from small_training import (
 )
 from torch import Tensor, nn
 
+from med3d_nets.classification.settings import ClassifierSettings
 from med3d_nets.distributed import shuffled
 from med3d_nets.errors import Med3dError
 from med3d_nets.handlers import BestModelSaver, EpochSeed, ResumableSaver
@@ -122,6 +124,14 @@ def test_best_is_saved_on_improvement_alone(values: list[float], expected: list[
     assert run_best(BestModelSaver(Net(), str(tmp_path), SETTINGS), values) == expected
 
 
+def test_of_equals_the_one_with_the_lower_loss_is_saved(tmp_path: Path):
+    best = BestModelSaver(Net(), str(tmp_path), SETTINGS, tie_breaker="val_loss")
+    scores = [(0.9, 0.5), (0.9, 0.6), (0.9, 0.4), (0.8, 0.1), (1.0, 0.9)]
+    saved = [run_best(best, [score], val_loss=loss)[0] for score, loss in scores]
+    assert saved == [True, False, True, False, True]
+    assert best.state_dict()["best_tie"] == 0.9
+
+
 def test_best_model_is_flat_and_its_settings_are_beside_it(tmp_path: Path):
     best = BestModelSaver(Net(), str(tmp_path / "new"), SETTINGS)
     assert run_best(best, [0.1, 0.7], val_dice_nodule=0.25, epochs=3) == [True, True]
@@ -160,6 +170,35 @@ def test_state_of_the_best_makes_a_round_trip(tmp_path: Path):
     assert other.settings == trained
     assert run_best(other, [0.5, 0.6]) == [False, True]
     assert read_settings(tmp_path / "other" / "model.json") == trained
+
+
+class Found:
+    """Stands in for a handler that finds settings out."""
+
+    def __init__(self, **found: Any) -> None:
+        self.found = found
+
+
+def test_settings_that_were_found_out_are_saved_with_the_best(tmp_path: Path):
+    """Those of the best epoch, in the file and in the state, of the kind that they were."""
+    facts = ("resnet_10", "classification", "region", 1, ["a", "b"], [6, 7, 8])
+    given = ClassifierSettings(*facts, spacing=[1, 1, 1], margin_mm=2.5)
+    one, other = Found(temperature=1.0), Found(dropout=0.25)
+    best = BestModelSaver(Net(), str(tmp_path / "one"), given, found_out=[one, other])
+    for temperature, value in ((1.5, 0.5), (2.0, 0.7), (3.0, 0.6)):
+        one.found = {"temperature": temperature}
+        run_best(best, [value])
+    expected = replace(given, temperature=2.0, dropout=0.25)
+    assert best.settings == expected
+    assert read_settings(tmp_path / "one" / "model.json", ClassifierSettings) == expected
+    torch.save(best.state_dict(), tmp_path / "state.pt")
+    resumed = BestModelSaver(Net(), str(tmp_path / "two"), given, found_out=[one])
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert resumed.settings == expected
+    one.found = {"temperature": 4.0}
+    assert run_best(resumed, [0.7, 0.8]) == [False, True]
+    saved = read_settings(tmp_path / "two" / "model.json", ClassifierSettings)
+    assert saved == replace(expected, temperature=4.0)
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,17 @@ def test_training_page_after_every_epoch(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(found.tables[0]) == 4
 
 
+def test_training_page_of_other_scores(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, n_epochs=2)
+    scores = {"nodules": "val_dice_nodule", "all": "val_mean_dice"}
+    page = with_page(parts, tmp_path, metric="val_dice_nodule", scores=scores)
+    parts.run()
+    found = read(page.path)
+    assert found.tables[0][0][2:4] == ["nodules", "all"]
+    best = max(page.records, key=lambda record: record["validation"]["val_dice_nodule"])
+    assert f"Best validation nodules, epoch {best['epoch']}" in found.text("span")
+
+
 def test_rates_are_those_that_the_epoch_had(tmp_path: Path) -> None:
     parts = Parts(tmp_path, n_epochs=4)
     page = with_page(parts, tmp_path)

@@ -77,3 +77,31 @@ def test_best_epoch_is_the_first_of_the_highest(scores: list[float], best: int |
     records = [{"epoch": epoch, "validation": {METRIC: score}} for epoch, score in enumerate(scores, 1)]
     found = best_record([*records, {"epoch": 9, "validation": {}}], METRIC)
     assert (found and found["epoch"]) == best
+
+
+CLASSIFIED = [
+    {**record(1), "validation": {"val_auc": 0.6, "val_accuracy": 0.7}},
+    {**record(2), "validation": {"val_auc": 0.9, "val_accuracy": 0.5, "val_loss": 3.0}},
+    {**record(3), "validation": {"val_auc": 0.8, "val_accuracy": 0.8}},
+]
+SCORES = {"AUC": "val_auc", "accuracy": "val_accuracy", "R2": "val_r2"}
+
+
+def test_other_scores_by_their_names() -> None:
+    found = Page(render_training(CLASSIFIED, 3, ["benign"], SETTINGS, "val_auc", scores=SCORES))
+    assert found.tables[0][0][1:5] == ["loss", "AUC", "accuracy", "R2"]
+    assert [row[0] for row in found.tables[0][1:]] == ["1", "2 (best)", "3"]
+    assert found.tables[0][2][2:5] == ["0.900", "0.500", NOTHING]
+    assert "Best validation AUC, epoch 2" in found.text("span")
+    assert "accuracy 0.500" in found.text("span")
+    assert "0.900" in found.text("b")
+    assert "Validation scores" in found.images[0]["alt"]
+    assert "Dice" not in found.text()
+
+
+@pytest.mark.parametrize(("metric", "name"), [("val_accuracy", "accuracy"), ("val_f1", "val_f1")])
+def test_best_epoch_is_named_after_its_own_metric(metric: str, name: str) -> None:
+    records = [{**each, "validation": {"val_f1": 1 / n, **each["validation"]}} for n, each in enumerate(CLASSIFIED, 1)]
+    found = Page(render_training(records, 3, ["benign"], SETTINGS, metric, scores=SCORES))
+    assert f"Best validation {name}, epoch {3 if name == 'accuracy' else 1}" in found.text("span")
+    assert "AUC 0." in found.text("span")

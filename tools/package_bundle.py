@@ -30,10 +30,10 @@ sys.path.insert(0, str(ROOT))  # the tool runs from a checkout that is not insta
 from med3d_nets import commands, model_card, networks, weights  # noqa: E402
 from med3d_nets.errors import Med3dError  # noqa: E402
 from med3d_nets.model_card import Pretrained, Trained  # noqa: E402
-from med3d_nets.settings import read_settings  # noqa: E402
+from med3d_nets.settings import Settings, read_settings  # noqa: E402
 from med3d_nets.variants import Variant, get_variant  # noqa: E402
 
-PACKAGED = ("LICENSE", "large_files.yml", "configs/*.json", "configs/logging.conf", "docs/*")
+PACKAGED = ("LICENSE", "large_files.yml", "configs/**/*.json", "configs/**/logging.conf", "docs/*")
 """Patterns of the files that are packaged besides the weights."""
 
 CONFIGS = ("configs/metadata.json", "configs/train.json", "configs/inference.json")
@@ -224,7 +224,7 @@ def _choose(bundle: Bundle, folder: Path, kind: str | None, base: Path) -> str:
 def _read_trained(bundle: Bundle, folder: Path, scores: str | None) -> Trained:
     path = folder / "model.pt"
     sidecar = path.with_suffix(".json")
-    settings = read_settings(sidecar)
+    settings: Settings = read_settings(sidecar)
     if settings.variant != bundle.variant.name:
         raise Med3dError(f"{sidecar}: variant is {settings.variant!r}, but {bundle.folder} is {bundle.variant.name!r}")
     for name in settings.class_names:
@@ -271,19 +271,25 @@ def _empty(variant: Variant, n_seg_classes: int, in_channels: int, head: str) ->
 
 def _set_version(bundle: Bundle, version: str, news: str | None, default: str) -> None:
     """Set the version and its line in the changelog, the newest first; without news, a line that is there stays."""
-    metadata = bundle.configs["configs/metadata.json"]
-    before = metadata.get("changelog", {})
-    if not isinstance(before, dict):
-        raise Med3dError(f"{bundle.folder}/configs/metadata.json: changelog is {before!r}, expected an object")
-    metadata["version"] = version
-    line = news or before.get(version, default)
-    metadata["changelog"] = {version: line, **{key: text for key, text in before.items() if key != version}}
+    for path in _metadata(bundle):
+        metadata = bundle.configs[path]
+        before = metadata.get("changelog", {})
+        if not isinstance(before, dict):
+            raise Med3dError(f"{bundle.folder}/{path}: changelog is {before!r}, expected an object")
+        metadata["version"] = version
+        line = news or before.get(version, default)
+        metadata["changelog"] = {version: line, **{key: text for key, text in before.items() if key != version}}
+
+
+def _metadata(bundle: Bundle) -> list[str]:
+    """Every metadata.json, that of the bundle's own task first."""
+    return sorted((path for path in bundle.configs if path.endswith("/metadata.json")), key=len)
 
 
 def _contents(bundle: Bundle, found: Pretrained | Trained, name: str) -> dict[str, bytes]:
     """The packaged files but the weights, with what is known of the weights put in."""
     files, folder = dict(bundle.files), bundle.folder
-    changed = ["configs/metadata.json"]
+    changed = _metadata(bundle)
     model_card.fill_metadata(bundle.configs[changed[0]], found, folder / changed[0])
     if isinstance(found, Trained):
         changed += DEFAULTS

@@ -1,0 +1,1 @@
+"""Classification of volumes, and regression of a number of each: from data to report."""

@@ -1,0 +1,270 @@
+"""Lists of classified volumes as people have them: MedicalNet's text lists, CSV tables, MedMNIST's ``.npz`` files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from med3d_nets.classification.arrays import array_names, read_array, refer
+from med3d_nets.errors import Med3dError
+from med3d_nets.list_files import find_path, no_folder, read_rows, read_text
+
+__all__ = ["SECTIONS", "Item", "Row", "Table", "has_section", "read_table"]
+
+Path: TypeAlias = str | os.PathLike[str]
+Item: TypeAlias = dict[str, Any]
+
+SECTIONS = ("train", "val", "test")
+"""Parts of a ``.npz`` file: ``train_images`` with ``train_labels``, and so on."""
+LABEL_COLUMNS = ("label", "class", "target")
+CENTER_COLUMNS = ("x", "y", "z", "size_mm")
+NUMBER = "value"
+"""Name of a number that no column names."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case as a list has it.
+
+    Attributes:
+        where: file and line, for messages.
+        label: as it is written, "" where there is none.
+        item: ``image``, ``patient`` and, where they are given, ``mask``, or ``center`` and ``size_mm``.
+    """
+
+    where: str
+    label: str
+    item: Item
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cases of a list, in its order, and the name of what their labels tell."""
+
+    rows: Sequence[Row] = ()
+    target: str = NUMBER
+
+
+def read_table(
+    option: str,
+    path: Path,
+    data_root: Path,
+    problems: list[str],
+    sections: Sequence[str],
+    *,
+    section: str = "",
+    labelled: bool = True,
+) -> Table:
+    """Read a list of any kind; its images are not read, but for those of a ``.npz`` file.
+
+    Args:
+        option: name of the option that gave the path, for messages.
+        path: text list (``image class`` a line), ``.csv`` with a header, or ``.npz``; absolute, or relative to
+            ``data_root``, else to the working directory.
+        data_root: folder that the paths in a list are relative to.
+        problems: added to.
+        sections: parts of a ``.npz`` file, of which the first that it has is read.
+        section: the part to read instead; "": none is chosen.
+        labelled: whether labels are needed; otherwise, they are left alone.
+    """
+    found = find_path(option, path, data_root, problems)
+    if found is None:
+        return Table()
+    before = len(problems)
+    suffix = os.path.splitext(found)[1].lower()
+    root = os.path.abspath(data_root)
+    table = Table()
+    if suffix == ".npz":
+        try:
+            table = _read_npz(found, sections, section, labelled, problems)
+        except Med3dError as error:
+            problems.append(str(error))
+    elif section:
+        problems.append(f"section: found {section!r} with {found}; expected it with a .npz file alone")
+    elif suffix == ".json":
+        problems.append(f"{found}: found a .json; expected a text list, {_others(labelled)}")
+    elif suffix == ".csv":
+        table = _read_csv(found, root, labelled, problems)
+    else:
+        table = _read_text(found, root, labelled, problems)
+    if not table.rows and len(problems) == before:
+        problems.append(f"{found}: found no cases; expected at least one")
+    return table
+
+
+def has_section(path: Path, data_root: Path, section: str) -> bool:
+    """Whether a list is a ``.npz`` file with a labelled section of that name; False where it cannot be read."""
+    found = find_path("", path, data_root, [])
+    if found is None or not found.lower().endswith(".npz"):
+        return False
+    try:
+        return {f"{section}_images", f"{section}_labels"} <= set(array_names(found))
+    except Med3dError:  # reading it tells
+        return False
+
+
+def _others(labelled: bool) -> str:
+    return "a .csv or a .npz file" if labelled else "a .csv, a .npz or a NIfTI file"
+
+
+def _read_text(path: str, root: str, labelled: bool, problems: list[str]) -> Table:
+    forms = [["image", "class"]] if labelled else [["image"], ["image", "class"]]
+    rows = read_rows(path, forms, problems, _others(labelled))
+    if no_folder(root, [row[0] for _, row in rows], problems):
+        return Table()
+    return Table(
+        [
+            Row(f"{path}, line {number}", row[-1] if labelled else "", {"image": _join(root, row[0]), "patient": ""})
+            for number, row in rows
+        ]
+    )
+
+
+def _read_npz(path: str, sections: Sequence[str], section: str, labelled: bool, problems: list[str]) -> Table:
+    names = array_names(path)
+    kinds = ("images", "labels") if labelled else ("images",)
+    has = [name for name in SECTIONS if all(f"{name}_{kind}" in names for kind in kinds)]
+    wanted = [section] if section else list(sections)
+    chosen = next((name for name in wanted if name in has), None)
+    if chosen is None and not labelled and not section and len(has) == 1:
+        chosen = has[0]
+    if chosen is None:
+        expected = " or ".join(" and ".join(f"{name}_{kind}" for kind in kinds) for name in wanted)
+        problems.append(f"{path}: found arrays {', '.join(names) or 'none'}; expected {expected}, or another section")
+        return Table()
+    key = f"{chosen}_images"
+    count = len(_whole(path, key))
+    labels = [""] * count
+    if labelled:
+        array = _whole(path, f"{chosen}_labels")
+        if array.shape not in ((count,), (count, 1)):
+            expected = f"({count},) or ({count}, 1): one for each volume of {key}"
+            problems.append(f"{path}: found {chosen}_labels of shape {array.shape}; expected {expected}")
+            return Table()
+        labels = [draw_text(value) for value in array.ravel().tolist()]
+    return Table(
+        [
+            Row(f"{path}, {chosen}_labels[{index}]", label, {"image": refer(path, key, index), "patient": ""})
+            for index, label in enumerate(labels)
+        ]
+    )
+
+
+def _whole(path: str, key: str) -> Any:
+    array = read_array(path, key)
+    if array.ndim:
+        return array
+    raise Med3dError(f"{path}: found a single value in {key}; expected an array")
+
+
+def draw_text(value: Any) -> str:
+    """A label of an array as text: whole numbers without a point, whatever the array's type."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _read_csv(path: str, root: str, labelled: bool, problems: list[str]) -> Table:
+    lines = _csv_lines(path, problems)
+    if not lines:
+        return Table()
+    header = lines[0][1]
+    names = [name.lower() for name in header]
+    before = len(problems)
+    column = _check_header(path, names, labelled, problems)
+    if len(problems) > before:
+        return Table()
+    rows, paths, unlabelled = [], [], 0
+    for number, line in lines[1:]:
+        where = f"{path}, line {number}"
+        if len(line) != len(names):
+            problems.append(f"{where}: found {len(line)} values; expected {len(names)}, as in the header")
+            continue
+        fields = dict(zip(names, line, strict=True))
+        paths += [fields[name] for name in ("image", "mask") if fields.get(name)]
+        if labelled and not fields[column]:
+            unlabelled += 1
+        elif item := _csv_item(where, fields, root, problems):
+            rows.append(Row(where, fields[column] if labelled else "", item))
+    if unlabelled:
+        _log.warning("%s: left out %d of %d rows, which have no %s", path, unlabelled, len(lines) - 1, column)
+    if no_folder(root, paths, problems):
+        return Table()
+    return Table(rows, header[names.index(column)] if labelled else NUMBER)
+
+
+def _csv_lines(path: str, problems: list[str]) -> list[tuple[int, list[str]]]:
+    """Number and values of each line that has any, the header first; [] and a problem where there are none."""
+    before = len(problems)
+    reader = csv.reader(io.StringIO(read_text(path, problems, "a table in UTF-8")), strict=True)
+    lines = []
+    try:
+        for line in reader:
+            if any(field.strip() for field in line):
+                lines.append((reader.line_num, [field.strip() for field in line]))
+    except csv.Error as error:
+        problems.append(f"{path}, line {reader.line_num}: found {error}; expected values separated by commas")
+        return []
+    if not lines and len(problems) == before:
+        problems.append(f"{path}: found nothing in it; expected a header such as 'image,label' and a case a line")
+    return lines
+
+
+def _check_header(path: str, names: Sequence[str], labelled: bool, problems: list[str]) -> str:
+    """The column of the labels, "" where there is none."""
+    found = f"{path}: found columns {', '.join(names)}"
+    labels = [name for name in LABEL_COLUMNS if name in names]
+    if "image" not in names:
+        problems.append(f"{found}; expected 'image' among them, and commas between them")
+    if labelled and len(labels) != 1:
+        problems.append(f"{found}; expected one of {', '.join(LABEL_COLUMNS)}")
+    known = ("image", "patient", "mask", *LABEL_COLUMNS, *CENTER_COLUMNS)
+    if twice := sorted({name for name in names if name in known and names.count(name) > 1}):
+        problems.append(f"{found}; expected {', '.join(twice)} once")
+    if missing := [name for name in CENTER_COLUMNS if name not in names]:
+        given = [name for name in CENTER_COLUMNS if name in names]
+        if given:
+            problems.append(f"{found}; expected {', '.join(missing)} beside {', '.join(given)}, or none of them")
+    return labels[0] if labels else ""
+
+
+def _csv_item(where: str, fields: Mapping[str, str], root: str, problems: list[str]) -> Item | None:
+    """The item of one row, or None where it is wrong."""
+    before = len(problems)
+    if not fields["image"]:
+        problems.append(f"{where}: found no image; expected a path")
+    item: Item = {"image": _join(root, fields["image"]), "patient": fields.get("patient", "")}
+    mask = fields.get("mask", "")
+    given = {name: fields[name] for name in CENTER_COLUMNS if fields.get(name)}
+    if mask:
+        item["mask"] = _join(root, mask)
+    if given and mask:
+        problems.append(f"{where}: found a mask and {', '.join(given)}; expected one of them")
+    elif given:
+        if missing := [name for name in CENTER_COLUMNS if name not in given]:
+            problems.append(
+                f"{where}: found {', '.join(given)} without {', '.join(missing)}; expected all or none (mm)"
+            )
+        numbers = [_number(where, name, value, problems) for name, value in given.items()]
+        item.update(center=numbers[:3], size_mm=numbers[-1])
+    return item if len(problems) == before else None
+
+
+def _number(where: str, name: str, text: str, problems: list[str]) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or (name == "size_mm" and value <= 0):
+        problems.append(f"{where}: found {name} {text!r}; expected a number of mm{' above 0' * (name == 'size_mm')}")
+    return value
+
+
+def _join(root: str, path: str) -> str:
+    return os.path.abspath(os.path.join(root, path))
