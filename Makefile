@@ -15,11 +15,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/python tools/demo.py
 
+# A process for each core, each with one thread: most of the time goes into starting Python and small networks.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: install
 	$(BIN)/ruff check .

@@ -44,13 +44,12 @@ class WeightAverage:
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         if self.average:
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)  # before the average reads the momentum
+            self.average.attach(engine, MOMENTUM, warn_if_exists=False)
 
     def __call__(self, engine: Engine) -> None:
-        """Take the weights of an iteration into the average."""
-        assert self.average is not None
+        """Set the weight with which an iteration's weights are taken into the average."""
         setattr(engine.state, MOMENTUM, max(self.momentum, 1 / engine.state.iteration))
-        self.average._update_ema_model(engine, MOMENTUM)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, for a resumed training."""

@@ -1,4 +1,4 @@
-"""Checked MONAI data lists from MedicalNet's text lists, Decathlon ``dataset.json`` files, folders and single images.
+"""Checked MONAI data lists from every kind of source that :mod:`~med3d_nets.sources` reads.
 
 Every volume is read once before the work begins, so that a bad file stops a run at its start and not hours into it. All
 problems that are found come in one :class:`~med3d_nets.errors.Med3dError`, one a line.
@@ -6,32 +6,36 @@ problems that are found come in one :class:`~med3d_nets.errors.Med3dError`, one 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from med3d_nets.checks import check_cases, identity, reason
+from monai.data.utils import create_file_basename
+
+from med3d_nets.checks import check_cases, identity
+from med3d_nets.dicom import dicom_files
 from med3d_nets.errors import Med3dError
 from med3d_nets.folds import check_groups, divide, fold_problems, hold_out, sort_cases
-from med3d_nets.list_files import IMAGE_SUFFIXES, find_path, images_in, no_folder, raise_for, read_rows
+from med3d_nets.formats import images_of
+from med3d_nets.list_files import find_path, raise_for, read_rows
+from med3d_nets.sources import FORMS, OTHERS, Source, read_source
 
 __all__ = [
     "check_cases",
     "common_folder",
+    "first_files",
     "load_cases",
     "load_datalist",
     "load_evaluation_cases",
     "load_images",
+    "output_names",
     "read_img_list",
 ]
 
 Path: TypeAlias = str | os.PathLike[str]
-Cases: TypeAlias = list[dict[str, str]]
+Cases: TypeAlias = list[dict[str, Any]]
 
-_FORMS = {1: ["image"], 2: ["image", "label"]}
-_OTHERS = "a .json or a NIfTI file"
 _log = logging.getLogger(__name__)
 
 
@@ -51,40 +55,42 @@ def load_datalist(
 ) -> dict[str, Cases]:
     """Lists of training and validation cases whose files have been read and checked.
 
-    Without a ``val_list``, the validation cases are the labelled "validation" section of a Decathlon json where it has
-    one, else a share of the cases, at least one, drawn from the sorted cases by ``seed``. With ``folds``, they are one
-    part of ``img_list``, and ``val_list`` is left for a test. Cases that share a label, or a patient, stay together.
+    Without a ``val_list``, the validation cases are those that ``img_list`` has for it, else a share of its cases, at
+    least one, drawn from the sorted cases by ``seed``. With ``folds``, they are one part of ``img_list``, as it says or
+    else drawn, and ``val_list`` is left for a test. Cases that share a label, or a patient, stay together.
 
     Args:
         data_root: folder that the paths in a text list are relative to ("": the working directory).
-        img_list: text list (``image label`` a line) or Decathlon ``dataset.json``; absolute, or relative to
+        img_list: source of cases as for :func:`~med3d_nets.sources.read_source`; absolute, or relative to
             ``data_root``, else to the working directory.
-        val_list: such a list of the validation cases; "" or None where there is none.
+        val_list: such a source of the validation cases; "" or None where there is none.
         n_seg_classes: number of classes with the background; labels are whole numbers below it.
-        in_channels: 1 for images of ``(x, y, z)`` or ``(x, y, z, 1)``, else images are ``(x, y, z, in_channels)``.
+        in_channels: 1 for images of ``(x, y, z)`` or ``(x, y, z, 1)``, else images are ``(x, y, z, in_channels)``, or
+            as many files of one channel.
         val_fraction: share of the cases, or of the patients, to hold out.
         seed: of the draw.
         folds: number of parts that ``img_list`` is divided into; 0: none.
         fold: the part for validation, from 0.
-        patient_pattern: see :func:`~med3d_nets.folds.name_patients`; "": patients are not known.
+        patient_pattern: see :func:`~med3d_nets.folds.name_patients`; "": patients are not known, but for those that a
+            source names.
         num_workers: threads that read files, each with one volume in memory (0: up to four).
 
     Returns:
-        The keys "training", "validation" and "planning", each with items ``{"image": path, "label": path}`` of absolute
-        paths. Plans may look at the cases of the last: all of ``img_list`` with ``folds``, so that the folds share one
-        plan, else the training cases.
+        The keys "training", "validation" and "planning", each with items of :mod:`~med3d_nets.sources`. Plans may
+        look at the cases of the last: all of ``img_list`` with ``folds``, so that the folds share one plan, else the
+        training cases.
 
     Raises:
         Med3dError: with every problem found.
     """
     _check_options(n_seg_classes, in_channels, val_fraction, fold_problems(folds, fold, patient_pattern, choose=True))
     problems: list[str] = []
-    training = _read_list("img_list", img_list, data_root, ["training"], problems)
-    validation: Cases = []
+    source, training = _read_list("img_list", img_list, data_root, ["training"], problems, in_channels)
+    validation = [] if folds else source.validation
     if val_list and not folds:
-        validation = _read_list("val_list", val_list, data_root, ["validation", "training"], problems)
-    elif not folds and _has_validation(img_list, data_root):
-        validation = _read_list("img_list", img_list, data_root, ["validation"], problems)
+        _, validation = _read_list("val_list", val_list, data_root, ["validation", "training"], problems, in_channels)
+    if source.channel_names:
+        _log.info("channels of the images: %s", ", ".join(source.channel_names))
     before = len(problems)
     groups = check_groups(training, validation, img_list, data_root, folds, patient_pattern, problems)
     if len(problems) > before:  # at once: the files take longer to check than this to mend
@@ -92,7 +98,7 @@ def load_datalist(
     for cases in (training, validation):
         problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
     known = {identity(case) for case in training}
-    both = dict.fromkeys(case["image"] for case in validation if identity(case) in known)
+    both = dict.fromkeys(images_of(case)[0] for case in validation if identity(case) in known)
     problems += [f"{path}: found in training and in validation; expected in one of them" for path in both]
     raise_for(problems)
     if folds:
@@ -120,17 +126,21 @@ def load_evaluation_cases(
 ) -> Cases:
     """Labelled cases to evaluate, whose files have been read and checked: ``val_list``, or what a fold has not seen.
 
-    The arguments, items and errors are those of :func:`load_datalist`. With a ``fold``, the cases are those that its
-    training held out of ``img_list``. With ``folds`` alone, for all networks together, they are those of ``val_list``;
-    with a ``patient_pattern`` too, none of its patients may be in ``img_list``.
+    The arguments, items and errors are those of :func:`load_datalist`. Without a ``val_list``, the cases are those that
+    ``img_list`` has for validation. With a ``fold``, they are those that its training held out of ``img_list``. With
+    ``folds`` alone, for all networks together, they are those of ``val_list``; where patients are known, by a
+    ``patient_pattern`` or by the list, none of them may be in ``img_list``.
     """
     _check_options(n_seg_classes, in_channels, problems=fold_problems(folds, fold, patient_pattern))
     problems: list[str] = []
-    divided: Cases = []
-    if folds and (fold >= 0 or patient_pattern):
-        divided = _read_list("img_list", img_list, data_root, ["training"], problems)
     held_out = folds and fold >= 0
-    cases = [] if held_out else _read_list("val_list", val_list, data_root, ["validation", "training"], problems)
+    cases: Cases = []
+    divided: Cases = []
+    if not held_out:
+        given = ("val_list", val_list) if val_list else _own_validation(img_list, data_root)
+        _, cases = _read_list(*given, data_root, ["validation", "training"], problems, in_channels)
+    if folds and (held_out or patient_pattern or any("patient" in case for case in cases)):
+        _, divided = _read_list("img_list", img_list, data_root, ["training"], problems, in_channels)
     before = len(problems)
     groups = check_groups(divided, cases, img_list, data_root, folds, patient_pattern, problems)
     if held_out or len(problems) > before:
@@ -154,67 +164,100 @@ def load_cases(
     """One list of labelled cases, in its order, whose files have been read and checked.
 
     The arguments, items and errors are those of :func:`load_datalist`; without ``n_seg_classes``, the labels tell;
-    ``section`` is that of a Decathlon json.
+    ``section`` is the part of the source, "training" or "validation".
     """
     _check_options(2 if n_seg_classes is None else n_seg_classes, in_channels)
     problems: list[str] = []
-    cases = _read_list("img_list", img_list, data_root, [section], problems)
+    _, cases = _read_list("img_list", img_list, data_root, [section], problems, in_channels)
     problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
     raise_for(problems)
     return cases
 
 
 def load_images(
-    source: Path | Sequence[Path], data_root: Path = "", in_channels: int = 1, *, num_workers: int = 0
+    source: Path | Sequence[Path],
+    data_root: Path = "",
+    in_channels: int = 1,
+    *,
+    num_workers: int = 0,
+    check: bool = True,
 ) -> Cases:
     """Images for inference, read and checked; labels that a list may name are left alone.
 
     Args:
-        source: a NIfTI file, a folder with such files directly in it, a text list (``image`` or ``image label`` a
-            line), a Decathlon ``dataset.json`` (its "test" section, else "training") or a sequence of NIfTI files.
-            Relative paths are looked for in ``data_root``, then in the working directory.
+        source: a volume (a file or a folder of one DICOM series), a folder with volumes directly in it, whose files are
+            channels if ``in_channels`` is above 1 and they are named as nnU-Net's, a sequence of volumes, or a source
+            as for :func:`~med3d_nets.sources.read_source`: its part for a test, else that for training, or for
+            validation. Relative paths are looked for in ``data_root``, then in the working directory.
         data_root, in_channels, num_workers: as for :func:`load_datalist`.
+        check: whether to read the images; otherwise, they are listed alone.
 
     Returns:
-        Items ``{"image": path}`` of absolute paths.
+        Items ``{"image": path, or paths of the channels}`` of absolute paths.
 
     Raises:
         Med3dError: with every problem found.
     """
     _check_options(2, in_channels)
     problems: list[str] = []
-    if not isinstance(source, (str, os.PathLike)):
-        images = [path for item in source if (path := find_path("source", item, data_root, problems))]
+    if isinstance(source, (str, os.PathLike)):
+        parts = ["test", "training", "validation"]
+        _, listed = _read_list("source", source, data_root, parts, problems, in_channels, labelled=False)
+        cases = [{"image": case["image"]} for case in listed]
+    else:
+        cases = [{"image": path} for item in source if (path := find_path("source", item, data_root, problems))]
         if not source:
             problems.append("source: found an empty list; expected at least one image")
-    elif (found := find_path("source", source, data_root, problems)) is None:
-        images = []
-    elif os.path.isdir(found):
-        images = images_in(found, problems)
-    elif found.lower().endswith(IMAGE_SUFFIXES):
-        images = [found]
-    else:
-        listed = _read_list("source", found, data_root, ["test", "training"], problems, labelled=False)
-        images = [case["image"] for case in listed]
-    cases = [{"image": path} for path in images]
-    problems += check_cases(cases, in_channels=in_channels, num_workers=num_workers)
+    if check:
+        problems += check_cases(cases, in_channels=in_channels, num_workers=num_workers)
     raise_for(problems)
     return cases
 
 
-def common_folder(cases: Iterable[Mapping[str, str]], key: str = "image") -> str:
-    """The deepest folder that holds every case's file, as an absolute path.
+def common_folder(cases: Iterable[Mapping[str, Any]], key: str = "image") -> str:
+    """The deepest folder that holds every case's volume, as an absolute path.
 
     Below it, outputs of files of the same name in different folders do not collide.
 
     Raises:
         Med3dError: there are no cases, or no one folder holds them (two drives of Windows).
     """
-    folders = {os.path.dirname(os.path.abspath(case[key])) for case in cases}
+    folders = {os.path.dirname(os.path.abspath(images_of({"image": case[key]})[0])) for case in cases}
     try:
         return os.path.commonpath(folders)
     except ValueError as error:
         raise Med3dError(f"found {len(folders)} folders ({error}); expected at least one, all on one drive") from error
+
+
+def first_files(cases: Iterable[Mapping[str, Any]]) -> Cases:
+    """The cases, each with one file that it is known by: that of its first channel, or a series' first file by name."""
+    found = []
+    for case in cases:
+        image = images_of(case)[0]
+        found.append({**case, "image": next(dicom_files(image), image) if os.path.isdir(image) else image})
+    return found
+
+
+def output_names(cases: Iterable[Mapping[str, Any]], root: str) -> Cases:
+    """Items with the path that the label map of each case is named after; of a DICOM series it is that of its folder.
+
+    Args:
+        cases: items with an "image".
+        root: folder below which the images' relative paths are kept.
+
+    Raises:
+        Med3dError: if two cases would get one label map.
+    """
+    named: dict[str, str] = {}
+    problems = []
+    for case in cases:
+        image = images_of(case)[0]
+        stem = create_file_basename("", _subject(image), "", root, separate_folder=False, makedirs=False)
+        if stem in named:
+            problems.append(f"{image}: found {named[stem]} too, whose label map would have the same name; expected one")
+        named[stem] = image
+    raise_for(problems)
+    return [{"image": _subject(image)} for image in named.values()]
 
 
 def read_img_list(path: Path, fields: Sequence[int] = (2,)) -> list[list[str]]:
@@ -228,76 +271,37 @@ def read_img_list(path: Path, fields: Sequence[int] = (2,)) -> list[list[str]]:
         Med3dError: the file cannot be read, or lines have another number of fields or an open quote.
     """
     problems: list[str] = []
-    rows = read_rows(os.fspath(path), [_FORMS[count] for count in fields], problems, _OTHERS)
+    rows = read_rows(os.fspath(path), [FORMS[count - 1] for count in fields], problems, OTHERS)
     raise_for(problems)
     return [row for _, row in rows]
 
 
 def _read_list(
-    option: str, path: Path, data_root: Path, sections: Sequence[str], problems: list[str], labelled: bool = True
-) -> Cases:
-    """Cases of a text list, or of the first section that a Decathlon json has, with absolute paths."""
-    found = find_path(option, path, data_root, problems)
-    if found is None:
-        return []
+    option: str,
+    path: Path,
+    data_root: Path,
+    parts: Sequence[str],
+    problems: list[str],
+    in_channels: int,
+    labelled: bool = True,
+) -> tuple[Source, Cases]:
+    """A source, and the cases of the first of these parts that it has; having none of them is a problem."""
     before = len(problems)
-    keys = ["image", "label"] if labelled else ["image"]
-    root = os.path.abspath(data_root)
-    if found.lower().endswith(".json"):
-        cases = _decathlon_cases(found, sections, root if os.fspath(data_root) else "", keys, problems)
-    else:
-        forms = [_FORMS[count] for count in range(len(keys), 3)]
-        rows = [row for _, row in read_rows(found, forms, problems, _OTHERS)]
-        if no_folder(root, [field for row in rows for field in row], problems):
-            rows = []
-        cases = [{k: os.path.abspath(os.path.join(root, v)) for k, v in zip(keys, row, strict=False)} for row in rows]
+    source = read_source(path, data_root, problems, labelled, in_channels=in_channels, option=option)
+    cases: Cases = next((found for part in parts if (found := getattr(source, part))), [])
     if not cases and len(problems) == before:
-        problems.append(f"{found}: found no cases; expected at least one")
-    return cases
+        problems.append(f"{find_path(option, path, data_root, [])}: found no cases; expected at least one")
+    return source, cases
 
 
-def _read_json(path: str, problems: list[str]) -> dict[str, Any] | None:
-    # MONAI's own reader names neither the file nor the item that is wrong.
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path}: found no json ({reason(error)}); expected a Decathlon dataset.json")
-        return None
-    if isinstance(content, dict):
-        return content
-    problems.append(f"{path}: found a {type(content).__name__} at its top; expected an object with 'training'")
-    return None
+def _own_validation(img_list: Path, data_root: Path) -> tuple[str, Path]:
+    """The option and the path of a source that has cases for validation; without such, those of no list."""
+    return ("img_list", img_list) if read_source(img_list, data_root, []).validation else ("val_list", "")
 
 
-def _decathlon_cases(path: str, sections: Sequence[str], root: str, keys: Sequence[str], problems: list[str]) -> Cases:
-    content = _read_json(path, problems)
-    if content is None:
-        return []
-    section = next((name for name in sections if content.get(name)), sections[-1])
-    items = content.get(section)
-    if not isinstance(items, list):
-        has = ", ".join(key for key, value in content.items() if isinstance(value, list)) or "no list"
-        problems.append(f"{path}: found {has}; expected a list '{section}'")
-        return []
-    cases = []
-    for number, item in enumerate(items):
-        case = {"image": item} if isinstance(item, str) else item
-        if isinstance(case, dict) and all(isinstance(case.get(key), str) and case[key] for key in keys):
-            places = {key: os.path.join(os.path.dirname(path), case[key]) for key in keys}
-            moved = {key for key in keys if root and not os.path.exists(places[key])}
-            cases.append({k: os.path.abspath(os.path.join(root, case[k]) if k in moved else places[k]) for k in keys})
-        else:
-            wanted = ", ".join(f'"{key}": "path"' for key in keys)
-            problems.append(f"{path}, {section}[{number}]: found {json.dumps(item)[:200]}; expected {{{wanted}}}")
-    return cases
-
-
-def _has_validation(path: Path, data_root: Path) -> bool:
-    found = find_path("", path, data_root, [])
-    content = _read_json(found, []) if found and found.lower().endswith(".json") else None
-    items = (content or {}).get("validation")
-    return isinstance(items, list) and any(isinstance(item, dict) and item.get("label") for item in items)
+def _subject(image: str) -> str:
+    # MONAI takes what follows the last point of a name for a suffix, as in a folder named after a UID.
+    return f"{image}.dcm" if os.path.isdir(image) else image
 
 
 def _check_options(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -59,6 +59,19 @@ class Ensemble(nn.Module):
             part = torch.log_softmax(network(x).float(), dim=1)
             total = torch.logaddexp(total, part) if index else part
         return total - math.log(len(self.networks))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load the weights of all members.
+
+        Raises:
+            Med3dError: if they are those of one network, as in an export of an ensemble by MONAI, which reads one file.
+        """
+        if not any(name.startswith("networks.") for name in state_dict):
+            raise Med3dError(
+                f"found the weights of one network; expected those of an ensemble of {len(self.networks)}. An export "
+                "is of one network: give --fold with --folds, and that fold's model.pt"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
 
 def make_network(

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-import torch
-
-__all__ = ["Med3dError", "explain", "explain_errors", "is_bundle_command"]
+__all__ = ["DEBUG", "Med3dError", "explain", "explain_errors", "is_bundle_command"]
 
 _sizes: dict[str, Any] = {}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -22,6 +20,10 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OTHERS_WAIT = 10.0
 """Seconds that the other processes wait before they show an error: where all meet the same one, rank 0 shows it, and
 torchrun has ended them by then."""
+
+
+DEBUG = "MED3D_DEBUG"
+"""Variable of the environment with which bundles show the traceback of every error, as ``med3d --debug`` sets it."""
 
 
 class Med3dError(ValueError):
@@ -60,7 +62,7 @@ def explain_errors(**sizes: Any) -> None:
         sizes: passed to :func:`explain`.
     """
     _sizes.update(sizes)
-    if not is_bundle_command() or sys.excepthook is not sys.__excepthook__:
+    if not is_bundle_command() or os.environ.get(DEBUG) or sys.excepthook is not sys.__excepthook__:
         return
     rank = int(os.environ.get("RANK", 0))
 
@@ -91,7 +93,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    torch = sys.modules.get("torch")  # what has not imported it cannot meet its errors, and starts faster without
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 

@@ -25,6 +25,10 @@ __all__ = ["OnnxNetwork", "check_exported", "load_exported", "warn_if_older"]
 logger = logging.getLogger(__name__)
 
 AXES = ("batch", "channel", "depth", "height", "width")
+ANSWERS = (("batch", "class", "depth", "height", "width"), ("batch", "class"))
+"""Axes of an output: of a segmentation, and of a classification or regression."""
+LINEAR = "head.linear.weight"
+"""The tensor that a classifier has and a segmentation does not."""
 
 
 class OnnxNetwork(nn.Module):
@@ -34,7 +38,7 @@ class OnnxNetwork(nn.Module):
     computes on the CPU.
 
     Args:
-        path: the file, with one input and one output of five axes.
+        path: the file, with one input of five axes and one output, of five or, of a classifier, of two.
         device: where to compute.
 
     Raises:
@@ -56,11 +60,13 @@ class OnnxNetwork(nn.Module):
         except Exception as error:  # its exceptions have no base of their own
             raise Med3dError(f"{path}: not an ONNX file, or truncated ({_first_line(error)})") from error
         self.session: Any = session
-        self.input_shape = self._shape_of("input", session.get_inputs())
-        self.output_shape = self._shape_of("output", session.get_outputs())
+        self.input_shape = self._shape_of("input", session.get_inputs(), AXES)
+        self.output_shape = self._shape_of("output", session.get_outputs(), *ANSWERS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, channel, depth, height, width)`` to ``(batch, class, depth, height, width)``, in float32.
+
+        A classifier's answer is ``(batch, class)``.
 
         Raises:
             Med3dError: if the file was exported for another shape.
@@ -87,10 +93,11 @@ class OnnxNetwork(nn.Module):
                 "--use_trace True --converter_kwargs \"{'dynamic_axes': {'x': [0,2,3,4]}, 'external_data': False}\""
             )
 
-    def _shape_of(self, kind: str, tensors: Sequence[Any]) -> list[int | str | None]:
-        if len(tensors) != 1 or len(tensors[0].shape) != len(AXES):
+    def _shape_of(self, kind: str, tensors: Sequence[Any], *expected: Sequence[str]) -> list[int | str | None]:
+        if len(tensors) != 1 or len(tensors[0].shape) not in map(len, expected):
             found = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in tensors)
-            raise Med3dError(f"{self.path}: its {kind} is {found}; expected one of {len(AXES)} axes, {', '.join(AXES)}")
+            wanted = " or of ".join(f"{len(axes)} axes, {', '.join(axes)}" for axes in expected)
+            raise Med3dError(f"{self.path}: its {kind} is {found}; expected one of {wanted}")
         return list(tensors[0].shape)
 
 
@@ -103,7 +110,7 @@ def load_exported(path: str | os.PathLike[str], device: torch.device | str = "cp
 
     Returns:
         A network in evaluation mode that maps ``(batch, channel, depth, height, width)`` to logits
-        ``(batch, class, depth, height, width)``.
+        ``(batch, class, depth, height, width)``, or to a classifier's answer ``(batch, class)``.
 
     Raises:
         Med3dError: if the file is missing, of another kind, truncated, or needs what is not installed.
@@ -121,35 +128,43 @@ def load_exported(path: str | os.PathLike[str], device: torch.device | str = "cp
 def check_exported(network: nn.Module, settings: Settings, source: str = "the exported network") -> None:
     """Compare a network with the settings of the trained network that it should have been exported from.
 
-    An ONNX file tells channels, classes and fixed sizes; TorchScript tells depth and shortcut besides. A TensorRT
-    engine tells nothing: it is taken as it is.
+    An ONNX file tells channels, classes, whether it segments or classifies, and fixed sizes; TorchScript tells depth
+    and shortcut besides. A TensorRT engine tells nothing: it is taken as it is.
 
     Args:
         network: from :func:`load_exported`.
-        settings: those of ``model.json``.
+        settings: those of ``model.json``, of a segmentation or a classifier.
         source: where the network was read, for the message.
 
     Raises:
         Med3dError: naming both values of what differs.
     """
-    row = get_variant(settings.variant)
-    expected: dict[str, Any] = {"in_channels": settings.in_channels, "n_seg_classes": settings.n_seg_classes}
+    row, classifies = get_variant(settings.variant), settings.head == "classification"
+    outputs = "n_outputs" if classifies else "n_seg_classes"
+    expected: dict[str, Any] = {"in_channels": settings.in_channels, outputs: settings.n_seg_classes}
+    expected |= {"depth": row.depth, "shortcut": row.shortcut, "answer": _answer(classifies)}
     found: dict[str, Any] = {}
     if isinstance(network, OnnxNetwork):
-        found = {"in_channels": network.input_shape[1], "n_seg_classes": network.output_shape[1]}
+        answer = _answer(len(network.output_shape) == 2)
+        found = {"in_channels": network.input_shape[1], outputs: network.output_shape[1], "answer": answer}
     elif state := network.state_dict():
-        expected |= {"depth": row.depth, "shortcut": row.shortcut}
-        architecture = read_architecture(state, source)
-        found = {name: getattr(architecture, name) for name in expected}
+        known = read_architecture(state, source)
+        count = state[LINEAR].shape[0] if LINEAR in state else known.n_seg_classes
+        found = {"in_channels": known.in_channels, outputs: count, "depth": known.depth, "shortcut": known.shortcut}
+        found["answer"] = _answer(LINEAR in state)
     wrong = [
         f"{name} is {value!r}, but model.json says {expected[name]!r}"
         for name, value in found.items()
-        if value != expected[name] and (name == "shortcut" or isinstance(value, int))  # a name is an axis of any size
-    ]
+        if value != expected[name] and (name not in ("in_channels", outputs) or isinstance(value, int))
+    ]  # a name of an ONNX file's axis stands for any size
     if wrong:
         raise Med3dError(f"{source}: {'; '.join(wrong)}. Export it again from this model.pt")
     if isinstance(network, OnnxNetwork):
         network.check_shape((1, settings.in_channels, *settings.input_size))
+
+
+def _answer(classifies: bool) -> str:
+    return "one for each volume" if classifies else "one for each voxel"
 
 
 def warn_if_older(path: str | os.PathLike[str], weights: str | os.PathLike[str]) -> None:

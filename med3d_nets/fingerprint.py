@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
-from med3d_nets.checks import reason
+from med3d_nets.checks import read_volume
 from med3d_nets.distributed import gather, shard
 from med3d_nets.errors import Med3dError
+from med3d_nets.formats import images_of
 
 __all__ = ["CaseFingerprint", "Fingerprint", "count_classes", "measure_case", "measure_cases", "measure_image"]
 
@@ -144,7 +145,7 @@ class Fingerprint:
 
 
 def measure_cases(
-    cases: Sequence[Mapping[str, str]],
+    cases: Sequence[Mapping[str, Any]],
     n_seg_classes: int,
     in_channels: int = 1,
     num_workers: int = 0,
@@ -178,7 +179,7 @@ def measure_cases(
     return fingerprint
 
 
-def count_classes(cases: Sequence[Mapping[str, str]], num_workers: int = 0) -> int:
+def count_classes(cases: Sequence[Mapping[str, Any]], num_workers: int = 0) -> int:
     """Number of classes, background included, that the labels' values tell.
 
     Args:
@@ -204,7 +205,7 @@ def count_classes(cases: Sequence[Mapping[str, str]], num_workers: int = 0) -> i
 
 
 def measure_case(
-    case: Mapping[str, str], n_seg_classes: int, in_channels: int = 1, max_values: int = MAX_VALUES_CASE
+    case: Mapping[str, Any], n_seg_classes: int, in_channels: int = 1, max_values: int = MAX_VALUES_CASE
 ) -> CaseFingerprint:
     """Measure one case.
 
@@ -216,7 +217,7 @@ def measure_case(
     Raises:
         Med3dError: if a file cannot be read, or the label is not of the image's shape or has other values.
     """
-    image, spacing = _read(case["image"])
+    image, spacing = _read_image(images_of(case))
     label, _ = _read(case["label"])
     label = label.reshape(*label.shape[:3])
     if label.shape != image.shape[:3]:
@@ -225,7 +226,8 @@ def measure_case(
         wrong = f"{label.min():g} to {label.max():g}"
         raise Med3dError(f"{case['label']}: found label values {wrong}; expected 0 to {n_seg_classes - 1}")
     if image.size != label.size * in_channels:
-        raise Med3dError(f"{case['image']}: found shape {image.shape}; expected in_channels={in_channels} channels")
+        where = images_of(case)[0]
+        raise Med3dError(f"{where}: found shape {image.shape}; expected in_channels={in_channels} channels")
     image = image.reshape((*label.shape, in_channels))
     label = label.astype(np.uint8 if n_seg_classes <= 256 else np.int32, copy=False)
     counts, class_slopes = _classes(label, n_seg_classes)
@@ -266,22 +268,32 @@ def measure_image(
     )
 
 
+def _read_image(paths: Sequence[str]) -> tuple[Array, Millimetres]:
+    """As :func:`_read`; several files are channels."""
+    if len(paths) == 1:
+        return _read(paths[0])
+    volumes = [_read(path) for path in paths]
+    shapes = [volume.shape[:3] for volume, _ in volumes]
+    if wrong := next((index for index, shape in enumerate(shapes) if shape != shapes[0]), 0):
+        expected = f"{shapes[0]}, that of {paths[0]}"
+        raise Med3dError(f"{paths[wrong]}: found shape {shapes[wrong]}; expected {expected}")
+    return np.concatenate([volume.reshape(*shapes[0], -1) for volume, _ in volumes], axis=-1), volumes[0][1]
+
+
 def _read(path: str) -> tuple[Array, Millimetres]:
     """A volume with its first three axes in RAS order, and its spacing in mm."""
-    try:
-        volume: Any = nib.load(path)
-        orientation = nib.io_orientation(volume.affine)
-        if np.isnan(orientation).any():
-            raise Med3dError(f"{path}: found an affine that drops an axis; expected one of three directions")
-        voxels = nib.apply_orientation(np.asanyarray(volume.dataobj), orientation)
-        sizes = nib.affines.voxel_sizes(volume.affine)
-    except Med3dError:
-        raise
-    except Exception as error:  # whatever a damaged file makes nibabel, gzip, zlib or numpy raise
-        raise Med3dError(f"{path}: found an unreadable file ({reason(error)}); expected a whole NIfTI file") from error
+    problems: list[str] = []
+    read = read_volume(path, problems)
+    if read is None:
+        raise Med3dError("\n".join(problems))
+    voxels, affine = read
+    orientation = nib.io_orientation(affine)
+    if np.isnan(orientation).any():
+        raise Med3dError(f"{path}: found an affine that drops an axis; expected one of three directions")
+    sizes = nib.affines.voxel_sizes(affine)
     # NIfTI headers have single precision: 0.7 mm is read as 0.69999999.
     spacing = [round(float(sizes[list(orientation[:, 0]).index(axis)]), 6) for axis in range(3)]
-    return voxels, (spacing[0], spacing[1], spacing[2])
+    return nib.apply_orientation(voxels, orientation), (spacing[0], spacing[1], spacing[2])
 
 
 def _threads(num_workers: int) -> int:

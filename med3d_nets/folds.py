@@ -20,6 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from med3d_nets.errors import Med3dError
+from med3d_nets.formats import images_of
 
 __all__ = [
     "check_groups",
@@ -38,7 +39,7 @@ __all__ = [
     "sort_cases",
 ]
 
-Cases: TypeAlias = list[dict[str, str]]
+Cases: TypeAlias = list[dict[str, Any]]
 
 RECORD = "fold.json"
 """File in a fold's folder, see :mod:`med3d_nets.fold_records`."""
@@ -79,18 +80,21 @@ def fold_problems(folds: Any, fold: Any, patient_pattern: Any = "", *, choose: b
 
 
 def name_patients(cases: Cases, data_root: str | os.PathLike[str], pattern: str, problems: list[str]) -> list[str]:
-    """The patient of each case, found in the path of its image.
+    """The patient of each case: as its source names it, else found in the path of its image.
 
     Args:
-        cases: items with the path of an "image".
+        cases: items with the path of an "image", or with those of its channels, of which the first counts.
         data_root: folder that the search leaves out of the paths below it, so that it may have any name.
         pattern: regular expression that is searched for; its first group is the name, or all that it matches where it
-            has no group. Paths have slashes on every system.
+            has no group. Paths have slashes on every system. "": patients that no source names are "".
         problems: one is added if there are paths in which nothing is found.
     """
     search = re.compile(pattern)
     names, unknown = [], []
     for case in cases:
+        if case.get("patient") or not pattern:
+            names.append(case.get("patient", ""))
+            continue
         path = relative_name(case, data_root)
         match = search.search(path)
         name = match[1 if search.groups else 0] if match else None
@@ -109,7 +113,7 @@ def group_cases(cases: Cases, data_root: str | os.PathLike[str], pattern: str, p
 
     Args:
         cases: items with paths.
-        data_root, pattern, problems: as for :func:`name_patients`; "": patients are not known.
+        data_root, pattern, problems: as for :func:`name_patients`.
 
     Returns:
         Groups whose order, and that of the cases in them, does not depend on the order given.
@@ -117,16 +121,17 @@ def group_cases(cases: Cases, data_root: str | os.PathLike[str], pattern: str, p
     cases = sort_cases(cases)
     if not cases:
         return []
-    patients = name_patients(cases, data_root, pattern, problems) if pattern else [""] * len(cases)
+    patients = name_patients(cases, data_root, pattern, problems)
     keys = []
     for case, patient in zip(cases, patients, strict=True):
-        files = [("file", os.path.normcase(os.path.realpath(path))) for path in case.values()]
+        paths = [*images_of(case), *([case["label"]] if "label" in case else [])]
+        files = [("file", os.path.normcase(os.path.realpath(path))) for path in paths]
         keys.append([*files, *([("patient", patient)] if patient else [])])
     groups: dict[int, Cases] = {}
     for case, group in zip(cases, connect(keys), strict=True):
         groups.setdefault(group, []).append(case)
-    if pattern:
-        _log.info("%d cases of %d patients: %s", len(cases), len(set(patients)), name_some(dict.fromkeys(patients)))
+    if known := dict.fromkeys(filter(None, patients)):
+        _log.info("%d cases of %d patients: %s", len(cases), len(known), name_some(known))
     return list(groups.values())
 
 
@@ -163,7 +168,7 @@ def check_groups(
     """
     before = len(problems)
     if not training or validation:
-        problems += shared_patients(training, validation, data_root, pattern, problems) if training and pattern else []
+        problems += shared_patients(training, validation, data_root, pattern, problems) if training else []
         return []
     groups = group_cases(training, data_root, pattern, problems)
     least = folds or 2
@@ -173,20 +178,46 @@ def check_groups(
         wanted = f"one for each of {folds} folds" if folds else "one of them to hold out, or a val_list"
         found = number + together * (len(training) > len(groups))
         problems.append(f"{img_list}: found {found}; expected at least {least}, {wanted}")
+    if folds:
+        problems += [f"{img_list}: {problem}" for problem in _given_fold_problems(training, groups, folds)]
+    elif any("fold" in case for case in training):
+        _log.info("%s: the folds that it gives its cases count with --folds alone", img_list)
     return groups
+
+
+def _given_fold_problems(cases: Cases, groups: Sequence[Cases], folds: int) -> list[str]:
+    """What is wrong with the numbers of folds that a source gives its cases, if it does."""
+    numbers = {case["fold"] for case in cases if "fold" in case}
+    if not numbers:
+        return []
+    problems = []
+    if missing := [images_of(case)[0] for case in cases if "fold" not in case]:
+        problems.append(f"found no fold of {name_some(missing)}; expected one of each training case, or of none")
+    if numbers != set(range(folds)):
+        found = ", ".join(map(str, sorted(numbers)))
+        problems.append(f"found cases of fold {found}; expected all from 0 to {folds - 1}, with --folds {folds}")
+    for group in groups:
+        if len(held := {case.get("fold") for case in group}) > 1:
+            where = name_some(images_of(case)[0] for case in group)
+            problems.append(f"found {len(held)} folds of {where}, of one patient or with files in common; expected one")
+    return problems
 
 
 def divide(groups: Sequence[Cases], folds: int, seed: int) -> list[Cases]:
     """As many parts as there are folds, disjoint and complete, each sorted; no group is in two.
 
-    Groups are shuffled, then dealt from the largest down, each to the part that has the fewest cases. Parts differ by
-    no more cases than the largest group has; with single cases they are those of MONAI's ``partition_dataset``.
+    Cases with the number of a "fold" are in the part that it says, and :func:`check_groups` has seen that all have one.
+    Otherwise, groups are shuffled, then dealt from the largest down, each to the part that has the fewest cases. Parts
+    differ by no more cases than the largest group has; with single cases they are those of MONAI's
+    ``partition_dataset``.
 
     Args:
         groups: from :func:`group_cases`, at least as many as folds.
         folds: number of parts.
         seed: of the shuffle.
     """
+    if any("fold" in case for group in groups for case in group):
+        return [sort_cases(case for group in groups for case in group if case["fold"] == fold) for fold in range(folds)]
     shuffled = partition_dataset(groups, num_partitions=1, shuffle=True, seed=seed)[0]
     parts: list[Cases] = [[] for _ in range(folds)]
     for group in sorted(shuffled, key=len, reverse=True):  # stable
@@ -218,7 +249,8 @@ def shared_patients(
     both: dict[str, str] = {}
     for name, case in zip(name_patients(validation, data_root, pattern, problems), validation, strict=True):
         if name and name in known:
-            both.setdefault(name, f"{known[name]['image']} for training and {case['image']} for validation")
+            one, other = images_of(known[name])[0], images_of(case)[0]
+            both.setdefault(name, f"{one} for training and {other} for validation")
     return [f"patient {name!r}: found {where}; expected on one side only" for name, where in both.items()]
 
 
@@ -275,9 +307,9 @@ def fold_folders(ckpt_dir: str, folds: int = 0, fold: int = -1, exported_path: s
     return folders
 
 
-def sort_cases(cases: Iterable[dict[str, str]]) -> Cases:
+def sort_cases(cases: Iterable[dict[str, Any]]) -> Cases:
     """The cases by the paths of image and label."""
-    return sorted(cases, key=lambda case: (case["image"], case.get("label", "")))
+    return sorted(cases, key=lambda case: (images_of(case), case.get("label", "")))
 
 
 def fold_numbers(ckpt_dir: str) -> list[int]:
@@ -287,9 +319,9 @@ def fold_numbers(ckpt_dir: str) -> list[int]:
     return sorted({int(match[1]) for match in matches if match})
 
 
-def relative_name(case: Mapping[str, str], data_root: str | os.PathLike[str]) -> str:
-    """Path of a case's image, relative to the data's folder if it lies in it, with slashes."""
-    path, root = Path(case["image"]), Path(os.path.abspath(data_root))
+def relative_name(case: Mapping[str, Any], data_root: str | os.PathLike[str]) -> str:
+    """Path of a case's image, or of its first channel, relative to the data's folder if it lies in it, with slashes."""
+    path, root = Path(images_of(case)[0]), Path(os.path.abspath(data_root))
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 

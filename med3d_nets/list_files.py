@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from med3d_nets.checks import reason
+from med3d_nets.dicom import is_series
 from med3d_nets.errors import Med3dError
+from med3d_nets.formats import SUFFIXES as IMAGE_SUFFIXES
 
-__all__ = ["IMAGE_SUFFIXES", "find_path", "images_in", "no_folder", "raise_for", "read_rows", "read_text"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "find_path",
+    "images_in",
+    "no_folder",
+    "raise_for",
+    "read_csv",
+    "read_rows",
+    "read_text",
+    "volumes_in",
+]
 
 Path: TypeAlias = str | os.PathLike[str]
 
-IMAGE_SUFFIXES = (".nii", ".nii.gz")
 MAX_LINES = 50
 """Problems that one message names."""
 
@@ -41,13 +54,20 @@ def find_path(option: str, path: Path, data_root: Path, problems: list[str]) -> 
     return None
 
 
-def images_in(folder: str, problems: list[str]) -> list[str]:
-    """Paths of the NIfTI files directly in a folder, sorted; none is a problem."""
+def volumes_in(folder: str) -> list[str]:
+    """Paths of the volumes directly in a folder, sorted: files, and folders with DICOM files directly in them."""
     # Hidden files include the "._" ones that macOS leaves on other file systems.
-    names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-    if not names:
-        problems.append(f"{folder}: found no images; expected at least one {' or '.join(IMAGE_SUFFIXES)} file in it")
-    return [os.path.join(folder, name) for name in sorted(names)]
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+    return [path for path in paths if (is_series(path) if os.path.isdir(path) else _has_suffix(path))]
+
+
+def images_in(folder: str, problems: list[str]) -> list[str]:
+    """Paths of the volumes directly in a folder, or the folder itself if it is a DICOM series; none is a problem."""
+    paths = volumes_in(folder) or ([folder] if is_series(folder) else [])
+    if not paths:
+        wanted = f"at least one {', '.join(IMAGE_SUFFIXES)} file or DICOM series in it"
+        problems.append(f"{folder}: found no images; expected {wanted}")
+    return paths
 
 
 def no_folder(root: str, paths: Sequence[str], problems: list[str]) -> bool:
@@ -95,6 +115,38 @@ def read_rows(
     return rows
 
 
+def read_csv(path: str, problems: list[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Columns of a table, in lower case, and the number and values of each line that has any.
+
+    Args:
+        path: UTF-8 text with a header, values separated by commas.
+        problems: one is added for a file that cannot be read or is empty, and for each line of another length.
+    """
+    before = len(problems)
+    reader = csv.reader(io.StringIO(read_text(path, problems, "a table in UTF-8")), strict=True)
+    lines = []
+    try:
+        for line in reader:
+            if any(field.strip() for field in line):
+                lines.append((reader.line_num, [field.strip() for field in line]))
+    except csv.Error as error:
+        problems.append(f"{path}, line {reader.line_num}: found {error}; expected values separated by commas")
+    if len(problems) > before:
+        return [], []
+    if not lines:
+        problems.append(f"{path}: found nothing in it; expected a header such as 'image,label' and a case a line")
+        return [], []
+    columns = [name.lower() for name in lines[0][1]]
+    rows = []
+    for number, line in lines[1:]:
+        if len(line) == len(columns):
+            rows.append((number, dict(zip(columns, line, strict=True))))
+        else:
+            found = f"{len(line)} values; expected {len(columns)}, as in the header"
+            problems.append(f"{path}, line {number}: found {found}")
+    return columns, rows
+
+
 def read_text(path: str, problems: list[str], expected: str) -> str:
     """What is in a UTF-8 file, with ``\\n`` at the end of lines; "" and a problem where it cannot be read."""
     try:
@@ -128,3 +180,7 @@ def _split(line: str) -> list[str] | None:
             return None
         row.append(double or single or bare)
     return row
+
+
+def _has_suffix(path: str) -> bool:
+    return path.lower().endswith(IMAGE_SUFFIXES)

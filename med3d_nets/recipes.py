@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from monai.inferers import Inferer, SimpleInferer
+from torch import Tensor
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.settings import Settings
 from med3d_nets.streaming import PatchInferer
 
-__all__ = ["make_inferer", "rotate_range"]
+__all__ = ["FlipInferer", "make_inferer", "rotate_range"]
 
 
 def make_inferer(
@@ -19,8 +22,9 @@ def make_inferer(
     batch_size: int = 1,
     flips: bool | Sequence[int] = False,
     progress: bool = False,
+    probabilities: bool = False,
 ) -> Inferer:
-    """The inferer of a recipe: once for the ``whole`` volume, or patch by patch with Gaussian blending.
+    """The inferer of a recipe: once for the ``whole`` volume or ``region``, or patch by patch with Gaussian blending.
 
     Args:
         settings: those of the network.
@@ -29,6 +33,7 @@ def make_inferer(
         flips: test-time flips: True to average the prediction over flips along the axes that training flipped, a list
             of axes of RAS orientation for some of these, or False.
         progress: whether to show a bar.
+        probabilities: whether the answer patch by patch has them besides the labels.
 
     Raises:
         Med3dError: if training did not flip along such an axis.
@@ -41,7 +46,30 @@ def make_inferer(
         )
     if settings.recipe == "whole":
         return SimpleInferer()
-    return PatchInferer(settings.input_size, overlap, batch_size, axes if flips else (), progress)
+    if settings.recipe == "region":
+        return FlipInferer(axes) if flips else SimpleInferer()
+    n_probabilities = settings.n_seg_classes if probabilities else 0
+    return PatchInferer(settings.input_size, overlap, batch_size, axes if flips else (), progress, n_probabilities)
+
+
+class FlipInferer(Inferer):
+    """Averages what a network answers to a volume and to its mirror images along all combinations of the axes.
+
+    For answers without a place, such as logits of classes.
+
+    Args:
+        flip_axes: axes of the volume, from 0.
+    """
+
+    def __init__(self, flip_axes: Sequence[int]) -> None:
+        super().__init__()
+        dims = [2 + axis for axis in flip_axes]
+        self.flips = [each for count in range(len(dims) + 1) for each in itertools.combinations(dims, count)]
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The mean answer to ``(batch, channel, depth, height, width)``."""
+        total: Tensor = sum(network(inputs.flip(each), *args, **kwargs) for each in self.flips)
+        return total / len(self.flips)
 
 
 def rotate_range(anisotropic: bool, size: Sequence[int], angle: float = 0.26) -> list[float]:

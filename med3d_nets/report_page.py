@@ -27,6 +27,7 @@ from med3d_nets.distributed import gather_shares
 from med3d_nets.errors import Med3dError
 from med3d_nets.evaluation_page import Case, Pick, render_evaluation
 from med3d_nets.report_slices import Cut, cut_class
+from med3d_nets.runs import check_free
 from med3d_nets.settings import Settings
 from med3d_nets.statistics import case_means, pick_cases
 from med3d_nets.training_page import render_training
@@ -89,7 +90,7 @@ class EvaluationPage:
 
     def prepare(self, engine: Engine) -> None:
         """Look for the page of an earlier evaluation; this one may replace its own."""
-        _check_free(self.path, self.overwrite)
+        check_free([self.path], self.overwrite)
         self.overwrite = True
 
     def start(self, engine: Engine) -> None:
@@ -270,18 +271,13 @@ def check_training_page(output_dir: str | os.PathLike[str], overwrite: bool) -> 
     """
     path = Path(output_dir) / "report" / "training.html"
     weights = _read_record(path).get("weights", "")
-    _check_free(path, overwrite or (bool(weights) and not os.path.exists(weights)))
+    check_free([path], overwrite or (bool(weights) and not os.path.exists(weights)))
 
 
 def _read_record(page: Path) -> dict[str, Any]:
     path = page.with_suffix(".json")
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return content if isinstance(content, dict) else {}
-
-
-def _check_free(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise Med3dError(f"{path}: exists already; give another --output_dir or pass --overwrite True")
 
 
 def _affine(image: MetaTensor, label: Tensor) -> NDArray[np.float64]:

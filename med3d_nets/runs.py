@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -23,7 +23,7 @@ from med3d_nets.errors import Med3dError
 from med3d_nets.settings import FOUND_OUT, Settings, check_settings
 from med3d_nets.weights import read_checkpoint
 
-__all__ = ["cached_dataset", "check_model_folder", "check_outputs", "layer_rates"]
+__all__ = ["cached_dataset", "check_free", "check_model_folder", "check_outputs", "layer_rates"]
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +171,22 @@ def check_model_folder(ckpt_dir: str, settings: Settings, resume_path: str, n_ep
         )
 
 
+def check_free(paths: Iterable[str | os.PathLike[str]], overwrite: bool) -> None:
+    """Refuse to write over files of an earlier run.
+
+    Args:
+        paths: that this run will write.
+        overwrite: whether the user asked for it.
+
+    Raises:
+        Med3dError: naming the files in the way.
+    """
+    there = [os.fspath(path) for path in paths if os.path.exists(path)]
+    if there and not overwrite:
+        verb = "exists" if len(there) == 1 else "exist"
+        raise Med3dError(f"{', '.join(there)}: {verb} already; give another --output_dir or pass --overwrite True")
+
+
 def check_outputs(cases: list[dict[str, Any]], output_dir: str, root: str, postfix: str, overwrite: bool) -> None:
     """Refuse to write over label maps of an earlier run.
 
@@ -186,7 +202,5 @@ def check_outputs(cases: list[dict[str, Any]], output_dir: str, root: str, postf
     """
     for case in cases:
         base = create_file_basename(postfix, case["image"], output_dir, root, separate_folder=False, makedirs=False)
-        path = f"{base}.nii.gz"
-        if os.path.exists(path) and not overwrite:
-            raise Med3dError(f"{path}: exists already; give another --output_dir or pass --overwrite True")
+        check_free([f"{base}.nii.gz"], overwrite)
     idist.barrier()  # no process may write before each has checked

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -30,6 +32,9 @@ FOUND_OUT = ("pretrained", "largest_component", "temperature")
 
 OF_A_FOLD = (*FOUND_OUT, "target")
 """Settings in which folds that answer together may differ."""
+
+LEFT_OPEN: Mapping[str, Any] = {"class_names": [], "spacing": [], "input_size": [], "intensity": "auto"}
+"""Options that leave a setting to the training."""
 
 
 @dataclass(frozen=True)
@@ -141,20 +146,35 @@ def check_settings(settings: Settings, source: str, **given: Any) -> None:
     Args:
         settings: those of the trained network.
         source: where they were read, for the message.
-        given: values by name, for any attribute of :class:`Settings`.
+        given: values by name, for any attribute of :class:`Settings`; or as options that a training takes: those of
+            :data:`LEFT_OPEN`, and "ct", "mr" or ``[lower, upper]`` in HU as an intensity.
 
     Raises:
         Med3dError: naming both values of each setting that differs.
     """
     wrong = []
     for name, value in given.items():
-        expected = getattr(settings, name)
-        if isinstance(expected, Sequence) and not isinstance(expected, str):
-            expected, value = list(expected), list(value)
-        if value != expected:
+        value, expected = (
+            list(one) if isinstance(one, Sequence) and not isinstance(one, str) else one
+            for one in (value, getattr(settings, name))
+        )
+        left_open = name in LEFT_OPEN and value == LEFT_OPEN[name]
+        agrees = _same_intensity if name == "intensity" else operator.eq
+        if not left_open and not agrees(value, expected):
             wrong.append(f"{name} is {value!r}, but {source} says {expected!r}")
     if wrong:
         raise Med3dError("; ".join(wrong))
+
+
+def _same_intensity(given: Any, known: Any) -> bool:
+    if isinstance(given, str):
+        return given == ("ct" if known else "mr")
+    if isinstance(given, list) and len(given) == 2 and known:
+        return all(
+            isinstance(one, (int, float)) and math.isclose(one, known[name], rel_tol=1e-5)  # the plan rounds
+            for one, name in zip(given, ("lower", "upper"), strict=True)
+        )
+    return bool(given == known)
 
 
 def name_classes(class_names: Sequence[str], n_seg_classes: int, data_root: str = "") -> list[str]:

@@ -97,6 +97,8 @@ class PatchInferer(Inferer):
         flip_axes: axes of the network's grid (of RAS orientation: 0, 1, 2) along which each window is flipped too, in
             every combination; the logits are averaged.
         progress: whether to show a bar.
+        n_probabilities: number of the network's classes, for their probabilities besides the labels: a byte for each
+            class and voxel of the file. 0: labels alone.
 
     Raises:
         Med3dError: if one of them is out of range.
@@ -109,6 +111,7 @@ class PatchInferer(Inferer):
         batch_size: int = 1,
         flip_axes: Sequence[int] = (),
         progress: bool = False,
+        n_probabilities: int = 0,
     ) -> None:
         super().__init__()
         self.patch_size = tuple(int(size) for size in patch_size)
@@ -116,6 +119,7 @@ class PatchInferer(Inferer):
         self.batch_size = batch_size
         self.flip_axes = sorted(set(flip_axes))
         self.progress = progress
+        self.n_probabilities = n_probabilities
         if len(self.patch_size) != 3 or min(self.patch_size) < 1:
             raise Med3dError(f"patch_size is {list(patch_size)}, expected three numbers of voxels, 1 or more")
         if not 0 <= overlap < 1:
@@ -136,7 +140,8 @@ class PatchInferer(Inferer):
             args, kwargs: passed to ``network``.
 
         Returns:
-            Class numbers, ``(batch, 1, *shape of the file)``, uint8, on the CPU, with the file's affine.
+            Class numbers, ``(batch, 1, *shape of the file)``, uint8, on the CPU, with the file's affine. Probabilities
+            in 255ths follow as further channels, one for each class; outside of the volume, all is background.
 
         Raises:
             Med3dError: if the files of a batch differ in shape.
@@ -159,7 +164,7 @@ class PatchInferer(Inferer):
         )
 
     def _predict(self, volume: MetaTensor, shape: Sequence[int], predictor: Callable[[Tensor], Tensor]) -> Tensor:
-        """Label map of one volume, ``(1, *shape)``."""
+        """Label map and probabilities of one volume, ``(1 + n_probabilities, *shape)``."""
         size = tuple(volume.shape[1:])
         own, other = (_as_array(affine) for affine in (volume.affine, _file_grid(volume)[0]))
         try:
@@ -167,13 +172,20 @@ class PatchInferer(Inferer):
         except NotParallelError as error:
             logger.warning("%s: %s", volume.meta.get("filename_or_obj", "a volume"), error)
             straight = self._predict(MetaTensor(volume.as_tensor(), affine=torch.from_numpy(own)), size, predictor)
-            return _take_nearest(straight[0], np.linalg.solve(own, other), shape)[None]
+            return _take_nearest(straight, np.linalg.solve(own, other), self._background(shape))
         axis = min(range(3), key=lambda axis: min(1.0, self.patch_size[axis] / size[axis]))
         first, *others = [maps[axis], *(other for index, other in enumerate(maps) if index != axis)]
-        labels = torch.zeros(*shape, dtype=torch.uint8)
+        answer = self._background(shape)
         planes = self._planes(volume.as_tensor(), axis, predictor)
-        _write(labels.permute(first.file_axis, *(other.file_axis for other in others)), planes, first, others)
-        return labels[None]
+        turned = answer.permute(0, 1 + first.file_axis, *(1 + other.file_axis for other in others))
+        _write(turned, planes, first, others)
+        return answer
+
+    def _background(self, shape: Sequence[int]) -> Tensor:
+        """The answer where nothing was found."""
+        answer = torch.zeros(1 + self.n_probabilities, *shape, dtype=torch.uint8)
+        answer[1:2] = 255
+        return answer
 
     def _planes(self, volume: Tensor, axis: int, predictor: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Blended logits, plane by plane along ``axis``, each ``(class, *the other two axes)``."""
@@ -243,8 +255,11 @@ class _Blend:
             self.finished += 1
 
 
-def _write(labels: Tensor, planes: Iterator[Tensor], first: AxisMap, others: Sequence[AxisMap]) -> None:
-    """Turn planes of logits, ``(class, height, width)``, into labels on the file's grid, its axes in the same order."""
+def _write(answer: Tensor, planes: Iterator[Tensor], first: AxisMap, others: Sequence[AxisMap]) -> None:
+    """Turn planes of logits, ``(class, height, width)``, into labels on the file's grid, its axes in the same order.
+
+    Probabilities are added where the answer has channels for them.
+    """
     ready = first.by_plane()
     needed = {*first.low.tolist(), *first.high.tolist()}
     earlier = torch.empty(0)
@@ -256,7 +271,10 @@ def _write(labels: Tensor, planes: Iterator[Tensor], first: AxisMap, others: Seq
             plane = other.resample(plane, dim)
         for voxel, weight in ready.get(index, ()):
             values = torch.lerp(earlier, plane, weight) if weight else plane
-            labels[voxel, others[0].inside, others[1].inside] = values.argmax(0).to(torch.uint8).cpu()
+            target = answer[:, voxel, others[0].inside, others[1].inside]
+            target[0] = values.argmax(0).to(torch.uint8).cpu()
+            if len(target) > 1:
+                target[1:] = (values * 255).round().to(torch.uint8).cpu()
         earlier = plane
 
 
@@ -335,19 +353,20 @@ def _as_array(affine: Any) -> np.ndarray:
     return torch.as_tensor(affine, dtype=torch.float64, device="cpu").numpy()
 
 
-def _take_nearest(labels: Tensor, matrix: np.ndarray, shape: Sequence[int]) -> Tensor:
-    """Labels of the nearest voxels, plane by plane; background outside.
+def _take_nearest(answer: Tensor, matrix: np.ndarray, background: Tensor) -> Tensor:
+    """The answer at the nearest voxels, plane by plane; background outside.
 
     Args:
-        labels: on the network's grid.
+        answer: on the network's grid, ``(channel, depth, height, width)``.
         matrix: from the file's voxels to those of the network, 4 x 4.
-        shape: of the file.
+        background: on the file's grid, of as many channels; written into.
     """
-    result = torch.zeros(*shape, dtype=labels.dtype)
-    rows, columns = np.indices(shape[1:])
-    for index, plane in enumerate(result):
+    rows, columns = np.indices(background.shape[2:])
+    for index in range(background.shape[1]):
         file = np.stack([np.full(rows.shape, index), rows, columns, np.ones(rows.shape)])
         found = np.einsum("ij,jrc->irc", matrix[:3], file).round().astype(np.int64)
-        inside = np.logical_and.reduce([(at >= 0) & (at < size) for at, size in zip(found, labels.shape, strict=True)])
-        plane[torch.from_numpy(inside)] = labels[tuple(torch.from_numpy(at[inside]) for at in found)]
-    return result
+        pairs = zip(found, answer.shape[1:], strict=True)
+        inside = np.logical_and.reduce([(at >= 0) & (at < size) for at, size in pairs])
+        places: tuple[Any, ...] = (slice(None), *(torch.from_numpy(at[inside]) for at in found))
+        background[:, index, torch.from_numpy(inside)] = answer[places]
+    return background

@@ -13,13 +13,16 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, SpatialCrop
 from monai.transforms.utils import generate_spatial_bounding_box
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 __all__ = [
     "FillEmptyWithNoised",
     "NormalizeByTrainingSetd",
+    "ProbabilitiesToBytesd",
     "RandCropAroundForegroundd",
     "RestoreGridd",
+    "SplitProbabilitiesd",
     "not_background",
 ]
 
@@ -128,10 +131,11 @@ class RestoreGridd(MapTransform):
     Args:
         keys: predictions brought back to the image's grid, ``(channel, depth, height, width)``.
         orig_key: the image that they were made from.
+        allow_missing_keys: leave out predictions that are not there.
     """
 
-    def __init__(self, keys: KeysCollection, orig_key: str = "image") -> None:
-        super().__init__(keys)
+    def __init__(self, keys: KeysCollection, orig_key: str = "image", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
         self.orig_key = orig_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -149,3 +153,50 @@ class RestoreGridd(MapTransform):
                 raise RuntimeError(f"'{key}' has the shape {tuple(volume.shape[1:])}, its image {expected}")
             restored[key] = MetaTensor(volume.as_tensor(), meta={**meta, "affine": meta["original_affine"]})
         return restored
+
+
+class ProbabilitiesToBytesd(MapTransform):
+    """Keep probabilities that were brought back to the image's grid, in 255ths, before they become labels.
+
+    Voxels that were cropped away are background.
+
+    Args:
+        keys: probabilities of the classes, ``(class, depth, height, width)``; they stay as they are.
+        output_key: where the bytes go, of the same shape, on the CPU.
+    """
+
+    def __init__(self, keys: KeysCollection, output_key: str = "prob") -> None:
+        super().__init__(keys)
+        self.output_key = output_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Keep the probabilities of one case."""
+        kept = dict(data)
+        for key in self.key_iterator(kept):
+            values = convert_to_tensor(kept[key], track_meta=False)
+            found = torch.empty(values.shape, dtype=torch.uint8)
+            for index, each in enumerate(values):  # one by one: in floating point, they are large
+                part = each if index else 1 - values[1:].sum(0)
+                found[index] = (part * 255).round().clamp(0, 255).to(torch.uint8)
+            kept[self.output_key] = MetaTensor(found, meta=kept[key].meta)
+        return kept
+
+
+class SplitProbabilitiesd(MapTransform):
+    """Take the answer of a :class:`~med3d_nets.streaming.PatchInferer` with probabilities apart.
+
+    Args:
+        keys: labels and, behind them, probabilities, ``(1 + class, depth, height, width)``; the labels stay.
+        output_key: where the probabilities go.
+    """
+
+    def __init__(self, keys: KeysCollection, output_key: str = "prob") -> None:
+        super().__init__(keys)
+        self.output_key = output_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Split the answer of one case; nothing is copied."""
+        split = dict(data)
+        for key in self.key_iterator(split):
+            split[key], split[self.output_key] = split[key][:1], split[key][1:]
+        return split

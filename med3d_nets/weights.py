@@ -272,7 +272,7 @@ def load_pretrained(network: nn.Module, path: str, variant: str, resume_path: st
     state[stem] = inflate_stem(state[stem], expected[stem].shape[1])
     head = {name: value for name, value in state.items() if name.startswith("head.")}
     if any(name not in expected or expected[name].shape != value.shape for name, value in head.items()):
-        logger.info("%s: its head is for another task and is left out: %s", path, ", ".join(head))
+        logger.info("%s: its head does not fit this network and is left out: %s", path, ", ".join(head))
         state = {name: value for name, value in state.items() if name not in head}
         head = {}
     fresh = [name for name in expected if name.startswith("head.")] if not head else []

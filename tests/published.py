@@ -81,6 +81,11 @@ def constant(name: str) -> float:
     return 0.0 if name.endswith("num_batches_tracked") else zlib.crc32(name.encode()) % 9973 / 9973
 
 
+def changed(state: Mapping[str, Tensor], change: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """``state`` with some tensors replaced, added, or (for None) taken out."""
+    return {name: value for name, value in {**state, **change}.items() if value is not None}
+
+
 def write_published(path: Path, state: Mapping[str, Tensor], **options: Any) -> Path:
     """Write a file as they were published: ``{"state_dict": OrderedDict}``, every name below ``module.``."""
     torch.save({"state_dict": OrderedDict((f"module.{name}", value) for name, value in state.items())}, path, **options)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import DataLoader, Dataset
@@ -29,6 +30,15 @@ SETTINGS = Settings("resnet_10", "medicalnet", "whole", 1, CLASSES, [6, 7, 8])
 SIZES = {"batch_size": 2, "input_D": 6, "input_H": 7, "input_W": 8}
 N_CASES, EPOCH_LENGTH = 5, 3
 FILES = "checkpoint_epoch=*.pt"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Waiting for threads would take longer than what they compute; for modules that import this."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Net(nn.Sequential):

@@ -89,7 +89,7 @@ def test_evaluation_and_inference_agree_on_the_volumes_own_grid(
     done = bundle_run("inference", "configs/inference.json", img_list=dataset / "images", ckpt_dir=models,
                       output_dir=tmp_path / "maps")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "maps").iterdir())) == 8
+    assert len(list((tmp_path / "maps").glob("*.nii.gz"))) == 8
     for row in rows:
         name = Path(row["case"]).name
         answer = nibabel.load(tmp_path / "maps" / name.replace(".nii.gz", "_seg.nii.gz"))
@@ -112,11 +112,13 @@ def test_inference_of_one_file_and_of_a_list(
     one = dataset / "images" / "case_0.nii.gz"
     assert bundle_run("inference", "configs/inference.json", img_list=one, **options).returncode == 0
     again = bundle_run("inference", "configs/inference.json", img_list=one, **options)
-    assert again.returncode == 1
-    assert "case_0_seg.nii.gz: exists already" in again.stderr
+    assert again.returncode == 0, again.stderr
+    assert "skipping 1 of 1 cases" in again.stdout
     listed = bundle_run("inference", "configs/inference.json", data_root=dataset, img_list="val.txt", **options)
     assert listed.returncode == 0, listed.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {f"case_{index}_seg.nii.gz" for index in (0, 6, 7)}
+    assert {path.name for path in tmp_path.glob("*.nii.gz")} == {f"case_{index}_seg.nii.gz" for index in (0, 6, 7)}
+    with (tmp_path / "structures.csv").open() as file:
+        assert [row["case"] for row in csv.DictReader(file)] == [f"case_{i}" for i in (0, 6, 7) for _ in range(2)]
 
 
 BAD_OPTIONS = [

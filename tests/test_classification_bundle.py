@@ -106,7 +106,7 @@ def test_bundle_classifies(variant: Variant, cases: Path, tmp_path: Path) -> Non
     assert settings["class_names"] == ["large", "small"]
     assert settings["pretrained"]["tensors"] == variant.encoder_tensors
 
-    evaluation = evaluate(folder, cases)
+    evaluation = evaluate(folder, cases, shown_cases=["images/p4_9.nii.gz"])
     assert evaluation.check_properties() == []
     rows = table(folder / "eval/classification/predictions.csv")
     assert [(row["class"], Path(row["case"]).name) for row in rows[:2]] == [
@@ -115,7 +115,10 @@ def test_bundle_classifies(variant: Variant, cases: Path, tmp_path: Path) -> Non
     ]
     metrics = json.loads((folder / "eval/classification/metrics.json").read_text())
     assert metrics["auc"]["value"] == pytest.approx(settings["validation"]["val_auc"])
-    assert Page((folder / "eval/classification/report/index.html").read_text()).text("h1").startswith("Classification")
+    page = Page((folder / "eval/classification/report/index.html").read_text())
+    assert page.text("h1").startswith("Classification")
+    assert [row[1:4] for row in page.tables[-4][1:]] == [["p4_9.nii.gz", "", "large"]]
+    assert page.text("figcaption").count("Grad-CAM") == 2
 
     found = infer(folder, cases / "val.txt", data_root=str(cases))
     assert [row["predicted"] for row in found] == [row["predicted"] for row in rows]
@@ -149,9 +152,21 @@ def test_numbers_by_folds_of_patients(bundle: Path, cases: Path) -> None:
     members = [infer(bundle, cases / "images", folds=2, fold=fold, overwrite=True) for fold in range(2)]
     both = infer(bundle, cases / "images", folds=2, overwrite=True)
     for one, other, mean in zip(*members, both, strict=True):
-        expected = (float(one["target"]) + float(other["target"])) / 2
-        assert float(mean["target"]) == pytest.approx(expected, rel=1e-4)
+        expected = (float(one["predicted target"]) + float(other["predicted target"])) / 2
+        assert float(mean["predicted target"]) == pytest.approx(expected, rel=1e-4)
         assert 0 < expected < 20  # in the unit of the targets
+
+
+def test_report_without_saliency_and_without_a_case_of_that_name(bundle: Path, cases: Path) -> None:
+    train(bundle, cases, report=False)
+    with pytest.raises((Med3dError, RuntimeError)) as caught:
+        evaluate(bundle, cases, shown_cases=["images/p0_0.nii.gz"])  # it is one of those to train on
+    assert "found no case 'images/p0_0.nii.gz'" in str(explain(caught.value, {}))
+    assert not (bundle / "eval/classification/predictions.csv").exists()
+    evaluate(bundle, cases, saliency=False, shown_cases="p5_10.nii.gz")
+    page = Page((bundle / "eval/classification/report/index.html").read_text())
+    assert page.text("figcaption").count("Axial slices through the middle") == 2
+    assert "Grad-CAM" not in page.text("figcaption")
 
 
 def test_size_can_be_taken_away(bundle: Path, cases: Path) -> None:

@@ -62,7 +62,7 @@ def test_no_temperature_for_too_few_cases_or_one_class() -> None:
 def test_cases_without_a_best_temperature_leave_probabilities(sign: int, caplog: pytest.LogCaptureFixture) -> None:
     labels = np.arange(20) % 2
     logits = sign * np.stack([1 - labels, labels], 1)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "med3d_nets"):
         assert fit_temperature(logits, labels) == 1
     assert "no temperature fits" in caplog.text
 

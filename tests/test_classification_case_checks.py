@@ -12,7 +12,7 @@ from test_datalist import SHAPE, ramp, save
 
 from med3d_nets import checks
 from med3d_nets.classification import case_checks
-from med3d_nets.classification.case_checks import check_volumes, repeated, shared
+from med3d_nets.classification.case_checks import check_volumes, repeated, shared, warn_of_mixture, warn_of_regions
 
 Item = dict[str, Any]
 
@@ -155,6 +155,15 @@ def test_links_are_followed(tmp_path: Path, image: Path) -> None:
     assert len(shared([item(image)], [item(tmp_path / "link.nii.gz")])) == 1
 
 
+def test_arrays_beside_files_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    files, arrays = [item("/a.nii")], [item("/x/a.npz::train_images::1"), item("/x/a.npz::train_images::2")]
+    for items in (files, arrays, []):
+        warn_of_mixture(items)
+    assert not caplog.records
+    warn_of_mixture([*files, *arrays])
+    assert "2 volumes of arrays, such as /x/a.npz::train_images::1, whose spacing is taken for 1 mm" in caplog.text
+
+
 def test_images_and_patients_of_both_lists() -> None:
     training = [item("/a.nii", mask="/m.nii"), item("/b.nii", patient="p"), item("/c.nii", patient="p")]
     assert shared(training, [item("/d.nii"), item("/e.nii", patient="q")]) == []
@@ -162,3 +171,20 @@ def test_images_and_patients_of_both_lists() -> None:
     assert problems[0] == "/a.nii: found in training and in validation; expected in one of them"
     assert len(problems) == 2
     assert all(part in problems[1] for part in ("'p'", "/c.nii for training and /d.nii for validation"))
+
+
+def test_regions_that_the_network_does_not_expect_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    whole: Any = {"image": "a.nii.gz"}
+    regions: list[Any] = [{"image": "b.nii.gz", "mask": "m.nii.gz"}, {"image": "c.nii.gz", "center": [1, 2, 3]}]
+    warn_of_regions(regions, True)
+    warn_of_regions([whole], False)
+    warn_of_regions([whole, *regions], None)  # trained before this was recorded
+    warn_of_mixture(regions)
+    assert not caplog.records
+    warn_of_regions([whole, *regions], True)
+    warn_of_regions([whole, *regions], False)
+    warn_of_mixture([whole, *regions])
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert first.startswith("1 of 3 cases have no region of interest, but the network was trained on these")
+    assert second == "2 of 3 cases have a region of interest, but the network was trained on whole volumes"
+    assert third == "found 2 cases with a region of interest and 1 without"

@@ -13,6 +13,7 @@ from classified import ADRENAL, LIDC, volumes, write_csv, write_images, write_np
 from test_datalist import SHAPE, message, only_line, ramp, save
 
 from med3d_nets.classification.cases import load_evaluation_cases, load_images, load_lists
+from med3d_nets.errors import Med3dError
 
 NAMES = [f"p{patient}_{scan}" for patient in range(6) for scan in "ab"]
 CLASSES = {name: "good" if name < "p3" else "bad" for name in NAMES}
@@ -236,6 +237,14 @@ def test_lists_that_cannot_be_divided(
     only_line(message(load_lists, root, path, **options), *parts)
 
 
+def test_single_class_to_train_on_is_told_beside_the_others(lists: tuple[Path, str, str]) -> None:
+    root, train, val = lists
+    write_text(root, {"p0_a": "good"}, train)
+    lines = message(load_lists, root, train, val).splitlines()
+    assert "class good alone; expected at least two" in lines[1]
+    assert "found class 'bad'; expected one of good" in lines[2]
+
+
 def test_class_that_is_only_in_the_validation_list(lists: tuple[Path, str, str]) -> None:
     root, train, val = lists
     write_text(root, {"v0": "good", "v1": "other"}, val)
@@ -253,6 +262,27 @@ def test_class_that_is_not_in_the_validation_list(
     caplog.clear()
     evaluate(root, train, val)
     assert "is of bad" in caplog.text
+
+
+def test_unknown_patients_are_told_once(lists: tuple[Path, str, str], caplog: pytest.LogCaptureFixture) -> None:
+    root, train, val = lists
+    caplog.set_level("INFO", "med3d_nets.classification.division")
+    divided = ({}, {"folds": 3, "fold": 0})
+    for options in divided:
+        load_lists(root, train, **options)
+        assert [r.message for r in caplog.records if "patient is known" in r.message] == [
+            "no patient is known of 12 of 12 cases: those of one patient may lie on both sides; "
+            "give --patient_pattern, or a CSV with a column patient"
+        ]
+        caplog.clear()
+        load_lists(root, train, patient_pattern=PATTERN, **options)
+        assert "patient is known" not in caplog.text
+        caplog.clear()
+    load_lists(*lists)
+    assert not caplog.records  # nobody draws
+    evaluate(root, train, val)
+    assert "of 2 of 2 cases: intervals take each for a patient of its own" in caplog.text
+    assert caplog.records[-1].levelname == "INFO"
 
 
 def test_evaluation_of_all_folds_sees_other_images_and_patients(lists: tuple[Path, str, str]) -> None:
@@ -336,3 +366,8 @@ def test_adrenal_glands() -> None:
     assert [len(loaded[name]) for name in ("training", "validation")] == [1188, 98]
     assert Counter(item["label"] for item in loaded["validation"]) == {0: 76, 1: 22}
     assert os.path.isabs(loaded["training"][0]["image"])
+
+
+def test_an_evaluation_needs_a_list_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(Med3dError, match="val_list: found none; expected a list of cases that had no part in the tra"):
+        evaluate(tmp_path, "", "")

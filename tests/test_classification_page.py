@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,7 @@ TWO, THREE = ["be<nign", "cancer"], ["a", "b", "c"]
 SETTINGS = {"variant": "resnet_10", "head": "classification", "temperature": 2.0}
 
 
-def predictions(
-    names: list[str], count: int = 60, temperature: float = 1.0, labels: list[int] | None = None
-) -> list[CasePrediction]:
+def predictions(names: list[str], count: int = 60, labels: list[int] | None = None) -> list[CasePrediction]:
     random = np.random.RandomState(0)
     truth = labels or [place % len(names) for place in range(count)]
     logits = random.normal(0, 1, (len(truth), len(names))) + np.eye(len(names))[truth]
@@ -30,18 +29,20 @@ def predictions(
             f"/data/c<{index}>&.nii.gz",
             label,
             tuple(row.tolist()),
-            tuple(class_probabilities(row, temperature).tolist()),
+            tuple(class_probabilities(row).tolist()),
             f"patient {index // 2}",
         )
         for index, (label, row) in enumerate(zip(truth, logits, strict=True))
     ]
 
 
-def render(cases: list[CasePrediction], names: list[str], pictures: Any = None, **options: Any) -> Page:
+def render(
+    cases: list[CasePrediction], names: list[str], pictures: Any = None, chosen: Sequence[str] = (), **options: Any
+) -> Page:
     known = [case for case in cases if case.label is not None]
     values, labels = [case.probabilities for case in known], [int(case.label or 0) for case in known]
     scores = score_classes(values, labels, names, [case.patient for case in known], **{"resamples": 200, **options})
-    return Page(render_classification(cases, scores, names, SETTINGS, pictures))
+    return Page(render_classification(cases, scores, names, SETTINGS, pictures, chosen))
 
 
 def test_two_classes() -> None:
@@ -86,10 +87,12 @@ def test_curves_of_many_classes_are_those_with_the_lowest_auc() -> None:
     assert [name for _, name in table if f"{name}: AUC" in drawn] == [name for _, name in table[:7]]
 
 
-def test_calibration_before_and_after() -> None:
-    names = render(predictions(TWO, temperature=3.0), TWO).images[1]["alt"]
-    assert re.search(r"before temperature scaling: expected calibration error 0\.\d+; after: ", names)
-    assert "before" not in render(predictions(TWO), TWO).images[1]["alt"]
+def test_calibration_error_is_said() -> None:
+    cases = predictions(TWO)
+    found = render(cases, TWO)
+    error = score_classes([case.probabilities for case in cases], [case.label for case in cases], TWO).reliability.error
+    assert found.images[1]["alt"] == f"Reliability diagram. Expected calibration error (ECE): {error:.3f}."
+    assert f"ECE {error:.3f}" in "".join(decode(found.images[1]["src"]).itertext())
 
 
 def test_few_cases_are_said() -> None:
@@ -131,8 +134,8 @@ def test_most_wrong_come_first_with_their_pictures() -> None:
     cases = predictions(TWO)
     unknown = CasePrediction("/data/unknown.nii.gz", None, (0.0, 0.0), (0.5, 0.5))
     order = sorted(cases, key=lambda case: case.probabilities[int(case.label or 0)])[:10]
-    slices = (np.random.RandomState(0).rand(8, 9), None, 1.0)
-    pictures = {order[1].file: (slices[0], slices[0], 2.0), order[3].file: slices, cases[0].file: slices}
+    values = np.random.RandomState(0).rand(8, 9)
+    pictures = {order[place].file: (values, values, 2.0) for place in (1, 3)} | {cases[0].file: (values, values, 1.0)}
     found = render([unknown, *cases], TWO, pictures)
     worst = found.tables[3]
     assert worst[0] == ["no.", "case", "patient", "true class", "its probability", "highest probabilities"]
@@ -143,10 +146,43 @@ def test_most_wrong_come_first_with_their_pictures() -> None:
     likeliest = f"{TWO[1 - label]} {wrong}, {TWO[label]} {right}"
     assert worst[1] == ["1", first.file[6:], first.patient, TWO[label], right, likeliest]
     (shown,) = [image for image in found.images if "image/png" in image["src"]]
-    assert shown["alt"] == "Slices of cases 2, 4 of the table."
-    assert "Colours are a saliency map" in found.text("figcaption")
-    plain = render(cases, TWO, {order[0].file: slices})
-    assert "saliency" not in plain.text("figcaption")
+    assert shown["alt"] == "Slices of cases 2, 4 of the table, with saliency maps."
+    caption = found.text("figcaption")
+    assert "Left: the axial slice with the most saliency, as the network saw it. Right: Grad-CAM" in caption
+    assert "of the predicted class over it" in caption
+    assert "middle slices" not in caption
+    plain = render(cases, TWO, {order[0].file: (values, None, 1.0)})
+    assert "Axial slices through the middle" in plain.text("figcaption")
+    assert "aliency" not in plain.text("figcaption")
+    assert "Chosen cases" not in plain.text("h2")
+
+
+def test_pictures_without_saliency_are_said() -> None:
+    """Where nothing speaks for the prediction, the map is empty."""
+    cases = predictions(TWO)
+    order = sorted(cases, key=lambda case: -case.loss)
+    values = np.random.RandomState(0).rand(8, 9)
+    pictures = {case.file: (values, 0 * values, 1.0) for case in order[:2]} | {order[2].file: (values, values, 1.0)}
+    caption = render(cases, TWO, pictures).text("figcaption")
+    assert "Nothing that raises the class was found in cases 1, 2: middle slices, no colours." in caption
+
+
+def test_chosen_cases_have_their_own_section() -> None:
+    cases = predictions(TWO)
+    chosen = [cases[7], cases[3]]
+    values = np.random.RandomState(0).rand(8, 9)
+    pictures = {case.file: (values, values, 1.0) for case in chosen[1:]}
+    found = render(cases, TWO, pictures, [case.file for case in chosen])
+    titles = [text for tag, text in found.texts if tag == "h2"]
+    assert titles[-3:-1] == ["Chosen cases", "The cases it got most wrong"]
+    named, worst = found.tables[3:5]
+    assert named[0] == worst[0]
+    for place, (row, case) in enumerate(zip(named[1:], chosen, strict=True), 1):
+        label = int(case.label or 0)
+        facts = [str(place), case.file.removeprefix("/data/"), case.patient, TWO[label]]
+        assert row[:5] == [*facts, f"{case.probabilities[label]:.3f}"]
+    shown = [image["alt"] for image in found.images if "image/png" in image["src"]]
+    assert shown[0] == "Slices of case 2 of the table, with saliency maps."
 
 
 def test_regression() -> None:
@@ -158,10 +194,11 @@ def test_regression() -> None:
     ]
     cases[7] = CasePrediction("/x/7.nii", 40.0, (90.5,))
     scores = score_numbers([case.logits[0] for case in cases], [case.label for case in cases], resamples=100)
-    found = Page(render_classification(cases, scores, ["age <y>"], SETTINGS, {"/x/7.nii": (np.eye(4), None, 1.0)}))
+    pictures = {"/x/7.nii": (np.eye(4), np.eye(4), 1.0)}
+    found = Page(render_classification(cases, scores, ["age <y>"], SETTINGS, pictures, ["/x/2.nii"]))
     assert found.text("h1").startswith("Regression: ")
     assert found.text("p").startswith("40 cases, 20")
-    table, worst, *_ = found.tables
+    table, chosen, worst, *_ = found.tables
     assert [row[0] for row in table[1:]] == ["MAE", "RMSE", "R²", "Pearson r", "bias", "lower limit", "upper limit"]
     assert table[1][1] == f"{scores.mae.value:.3f}"
     assert table[6][1] == f"{scores.agreement.lower:.3f}".replace("-", MINUS)
@@ -169,7 +206,10 @@ def test_regression() -> None:
         ["no.", "case", "patient", "true age <y>", "predicted", "difference"],
         ["1", "7.nii", "", "40.000", "90.500", "50.500"],
     ]
+    assert chosen[0] == worst[0]
+    assert chosen[1][:4] == ["1", "2.nii", "", f"{truth[2]:.3f}"]
     assert len(found.images) == 2
+    assert "of the predicted number over it" in found.text("figcaption")
     assert "age <y>" in "".join(decode(found.images[0]["src"]).itertext())
 
 

@@ -48,11 +48,8 @@ def test_curves_of_every_class() -> None:
     assert "AUC" in words(draw_roc(classes[:1] * MOST_CURVES))
 
 
-def test_reliability_before_and_after() -> None:
-    before = Reliability((0.1, 0.9), (0.25, 0.5), (4, 6), 0.3)
-    text = words(draw_reliability({"before": before, "after": Reliability((0.5,), (0.5,), (10,), 0.0)}))
-    assert "before: ECE 0.300" in text
-    assert "after: ECE 0.000" in text
+def test_reliability_has_its_error() -> None:
+    assert "ECE 0.300" in words(draw_reliability(Reliability((0.1, 0.9), (0.25, 0.5), (4, 6), 0.3)))
 
 
 @pytest.mark.filterwarnings("error")
@@ -75,10 +72,10 @@ def test_numbers(spread: float) -> None:
     assert "+2.33" in text
 
 
-def picture(saliency: NDArray[Any] | None = None, aspect: float = 1.0) -> NDArray[np.float32]:
+def picture(*saliencies: NDArray[Any] | None, aspect: float = 1.0) -> NDArray[np.float32]:
     image = np.zeros((20, 20))
     image[5:15, 5:15] = 1
-    found = decode(draw_pictures([Picture(image, saliency, aspect, "")]))
+    found = decode(draw_pictures([Picture(image, each, aspect, "") for each in saliencies or (None,)]))
     assert isinstance(found, np.ndarray)
     return found
 
@@ -105,10 +102,18 @@ def test_saliency_colours_where_it_is() -> None:
     found = picture(saliency)
     side = picture().shape[0]
     assert found.shape[0] > side  # the colour bar
-    coloured = np.ptp(found[:side, :side, :3], axis=-1) > 0.2
+    assert np.array_equal(found[:side, :side], picture()[:, :side])  # without it, at the left
+    coloured = np.ptp(found[:side, side : 2 * side, :3], axis=-1) > 0.2
     assert coloured[:, int(0.9 * side) :].mean() > 0.8
     assert coloured[:, : int(0.6 * side)].mean() == 0
     assert (np.ptp(found[side:, :, :3], axis=-1) > 0.2).any()
+
+
+def test_pictures_with_saliency_take_two_places() -> None:
+    saliency, side = np.ones((4, 4)), picture().shape[0]
+    one, two, three = (picture(*[saliency] * count) for count in (1, 2, 3))
+    assert one.shape == two.shape
+    assert three.shape[0] == two.shape[0] + side
 
 
 @pytest.mark.filterwarnings("error")
@@ -117,4 +122,4 @@ def test_pictures_without_contrast(image: NDArray[Any]) -> None:
     pictures = [Picture(image, np.zeros((2, 2)), 1.0, str(place)) for place in range(5)]
     found = decode(draw_pictures(pictures))
     assert isinstance(found, np.ndarray)
-    assert found.shape[0] == pytest.approx(found.shape[1] * (2 * 2.4 + 0.55) / (4 * 2.4), abs=2)
+    assert found.shape[0] == pytest.approx(found.shape[1] * (3 * 2.4 + 0.55) / (4 * 2.4), abs=2)

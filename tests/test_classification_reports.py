@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,12 @@ def read_csv(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_validation_is_scored(temperature: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_validation_is_scored(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     logits, labels = made_up()
-    report = ScoreReport(TWO, temperature=temperature)
+    report = ScoreReport(TWO)
     engine = evaluate(report, make_cases(logits, labels.tolist()))
-    values = class_probabilities(logits, temperature)
+    values = class_probabilities(logits)
     metrics = {
         "val_accuracy": float((logits.argmax(1) == labels).mean()),
         "val_balanced_accuracy": balanced_accuracy_score(labels, logits.argmax(1)),
@@ -157,7 +157,6 @@ def test_validation_of_numbers(caplog: pytest.LogCaptureFixture) -> None:
     [
         ({"class_names": TWO, "task": "segmentation"}, "task is 'segmentation'"),
         ({"class_names": ["a"]}, "expected two classes or more"),
-        ({"class_names": TWO, "temperature": 0.0}, r"temperature is 0\.0, expected a number above 0"),
         ({"class_names": TWO, "key_metric": "val_loss"}, "key_metric is 'val_loss', expected val_auc or "),
         (
             {"class_names": ["age"], "task": "regression", "key_metric": "val_auc"},
@@ -204,9 +203,9 @@ def test_number_of_logits_is_checked() -> None:
 def test_predictions_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     logits, labels = made_up()
-    report = PredictionReport(str(tmp_path / "eval"), TWO, "classification", SETTINGS, 2.0, (0.25, 0.5))
+    report = PredictionReport(str(tmp_path / "eval"), TWO, "classification", SETTINGS, (0.25, 0.5))
     evaluate(report, make_cases(logits, labels.tolist()))
-    values = class_probabilities(logits, 2.0)
+    values = class_probabilities(logits)
     rows = read_csv(tmp_path / "eval" / "predictions.csv")
     assert rows[0] == ["case", "patient", "class", "predicted", "probability benign", "probability cancer, late"]
     assert rows[1][:2] == ["/data/case <0>.nii.gz", ""]
@@ -239,14 +238,41 @@ def test_pictures_are_of_the_most_wrong(tmp_path: Path) -> None:
     evaluate(report, cases)
     losses = -np.log(class_probabilities(logits)[np.arange(9), labels])
     order = np.argsort(-losses, kind="stable")[:3]
-    assert [file for _, file, _ in report.pictures] == [f"/data/case <{index}>.nii.gz" for index in order]
-    picture, saliency, aspect = report.pictures[0][2]
-    # Rows from the front, 1 mm high, columns from the patient's right, 2 mm wide.
-    assert np.array_equal(picture, np.arange(20).reshape(4, 5).T[::-1, ::-1])
-    assert (saliency, aspect) == (None, 0.5)
+    assert set(report.pictures.kept) == {f"/data/case <{index}>.nii.gz" for index in order}
     (shown,) = [image for image in Page(report.page.read_text()).images if "image/png" in image["src"]]
     assert shown["alt"] == "Slices of cases 1, 2, 3 of the table."
     assert np.asarray(decode(shown["src"])).std() > 0
+
+
+def test_shown_cases_are_explained_and_no_others(tmp_path: Path) -> None:
+    logits, labels = made_up()
+    explained: list[list[float]] = []
+
+    def explain(case: Mapping[str, Any]) -> dict[str, Any]:
+        explained.append(case["pred"].tolist())
+        return {"saliency": case["image"]}
+
+    chosen = [f"/data/case <{index}>.nii.gz" for index in (6, 1)]
+    options = {"n_pictures": 2, "chosen": chosen, "explain": explain}
+    report = PredictionReport(str(tmp_path), TWO, "classification", SETTINGS, **options)
+    evaluate(report, make_cases(logits, labels.tolist()))
+    losses = -np.log(class_probabilities(logits)[np.arange(9), labels])
+    shown = {*np.argsort(-losses, kind="stable")[:2].tolist(), 6, 1}
+    assert sorted(explained) == sorted(logits[list(shown)].tolist())
+    page = Page(report.page.read_text())
+    assert [row[1] for row in page.tables[3][1:]] == [name.removeprefix("/data/") for name in chosen]
+    assert page.text("figcaption").count("Grad-CAM") == 2
+
+
+def test_scores_are_written_before_a_picture_can_fail(tmp_path: Path) -> None:
+    def explain(case: Mapping[str, Any]) -> dict[str, Any]:
+        raise MemoryError
+
+    logits, labels = made_up()
+    report = PredictionReport(str(tmp_path), TWO, "classification", SETTINGS, explain=explain)
+    with pytest.raises(MemoryError):
+        evaluate(report, make_cases(logits, labels.tolist()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "predictions.csv"]
 
 
 def test_no_page_unless_wanted(tmp_path: Path) -> None:
@@ -254,7 +280,7 @@ def test_no_page_unless_wanted(tmp_path: Path) -> None:
     report = PredictionReport(str(tmp_path), TWO, "classification", SETTINGS, report=False)
     evaluate(report, make_cases(logits, labels.tolist()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "predictions.csv"]
-    assert report.pictures == []
+    assert report.pictures.kept == {}
 
 
 def test_numbers_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -303,7 +329,6 @@ def test_second_run_replaces_the_files_of_the_first(tmp_path: Path) -> None:
         ({"thresholds": [0.5, 2]}, "expected a list of different probabilities"),
         ({"n_pictures": -1}, "n_pictures is -1, expected a whole number of cases, 0 or more"),
         ({"n_pictures": True}, "n_pictures is True"),
-        ({"temperature": math.nan}, "temperature is nan"),
     ],
 )
 def test_wrong_options_of_the_report(options: dict[str, Any], problem: str, tmp_path: Path) -> None:
@@ -351,7 +376,12 @@ def test_processes_share_the_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     logits, labels = made_up()
     cases = make_cases(logits, labels.tolist())
     folders = [tmp_path / name for name in ("one", "two", "other")]
-    alone, *both = (PredictionReport(str(folder), TWO, "classification", SETTINGS, n_pictures=4) for folder in folders)
+    options = {
+        "n_pictures": 4,
+        "chosen": ["/data/case <5>.nii.gz"],
+        "explain": lambda case: {"saliency": case["image"]},
+    }
+    alone, *both = (PredictionReport(str(folder), TWO, "classification", SETTINGS, **options) for folder in folders)
     evaluate(alone, cases)
     Processes(2, monkeypatch).run(both, cases)
     assert both[0].paths[0].read_bytes() == alone.paths[0].read_bytes()

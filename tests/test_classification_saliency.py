@@ -12,6 +12,7 @@ from conftest import OBLIQUE
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from med3d_nets.classification.ensemble import NumberEnsemble
 from med3d_nets.classification.saliency import Saliencyd, check_maps
 from med3d_nets.ensemble import Ensemble
 from med3d_nets.errors import Med3dError
@@ -118,6 +119,17 @@ def test_ensemble_has_the_mean_of_its_members(networks: list[ClassificationNet],
     alone = [explain(network, image, 2) for network in networks]
     assert torch.allclose(found, (alone[0] + alone[1]) / 2)
     assert not torch.allclose(alone[0], alone[1], atol=0.1)
+
+
+def test_of_a_regression_the_number_is_explained(image: MetaTensor) -> None:
+    members = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        members.append(create_classifier("resnet_10", 1).eval())
+        members[-1].head.linear.weight.data = torch.rand(1, 512).pow(50)
+    found = Saliencyd("image", NumberEnsemble(members), "cpu")({"image": image, "pred": torch.tensor([-7.0])})
+    expected = torch.stack([grad_cam(each, image, 0) for each in members]).mean(dim=0)
+    assert torch.allclose(found["saliency"].as_tensor(), expected, atol=1e-5)
 
 
 def test_calibrated_networks_look_where_they_looked(networks: list[ClassificationNet], image: MetaTensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from classified import volumes, write_csv, write_npz
+from classified import volumes, write_csv, write_images, write_npz
 
 from med3d_nets.classification.tables import Table, has_section, read_table
 
@@ -67,10 +67,15 @@ def test_rows_without_label_are_left_out_with_one_warning(tmp_path: Path, caplog
     write_csv(tmp_path, "image,label", "a.nii,1", "b.nii,", "c.nii, ", "d.nii,0")
     assert [row.label for row in read(tmp_path, "train.csv").rows] == ["1", "0"]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "2 of 4 rows" in caplog.text
+    assert "2 of 4 rows, which have no label: line 3, line 4" in caplog.text
     caplog.clear()
     assert len(read(tmp_path, "train.csv", labelled=False).rows) == 4
     assert not caplog.records
+
+
+def test_names_of_patients_have_no_point(tmp_path: Path) -> None:
+    write_csv(tmp_path, "image,label,patient", "a.nii,1,17.0", "b.nii,1,", "c.nii,1,p1.0", "d.nii,1,017")
+    assert [row.item["patient"] for row in read(tmp_path, "train.csv").rows] == ["17", "", "p1.0", "017"]
 
 
 def test_csv_without_labels_for_inference(tmp_path: Path) -> None:
@@ -131,6 +136,17 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     only_problem(tmp_path, "dataset.json", ".json", ".csv")
 
 
+@pytest.mark.parametrize("image", ["data.npz", "data.NPZ::train_images", "data.npz::train_images::x"])
+def test_array_in_place_of_an_image(tmp_path: Path, image: str) -> None:
+    expected = "a NIfTI file, or one volume of an array, such as data.npz::train_images::0"
+    write_csv(tmp_path, "image,label", "a.nii,0", f"{image},1")
+    only_problem(tmp_path, "train.csv", "line 3", f"found {image};", expected)
+    (tmp_path / "list.txt").write_text(f"a.nii 0\n{image} 1\n")
+    only_problem(tmp_path, "list.txt", "line 2", f"found {image};", expected)
+    write_csv(tmp_path, "image,label", "data.npz::train_images::2,1")
+    assert read(tmp_path, "train.csv").rows[0].item["image"] == f"{tmp_path / 'data.npz'}::train_images::2"
+
+
 @pytest.mark.parametrize("labels", [[0, 2, 1], [0.0, 2.0, 1.0], ["0", "2", "1"]])
 def test_npz(tmp_path: Path, labels: list[Any]) -> None:
     write_npz(tmp_path, train=labels, val=[5])
@@ -166,3 +182,11 @@ def test_bad_npz(tmp_path: Path) -> None:
     only_problem(tmp_path, "few.npz", "(2,)", "one for each volume")
     np.savez(tmp_path / "zero.npz", train_images=np.uint8(1), train_labels=np.zeros(2))
     only_problem(tmp_path, "zero.npz", "single value")
+
+
+def test_nan_is_an_empty_cell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(tmp_path, ["a", "b", "c"])
+    write_csv(tmp_path, "image,label,patient", "a.nii.gz,1,NaN", "b.nii.gz,nan,p", "c.nii.gz,0,nan")
+    rows = read(tmp_path, "train.csv").rows
+    assert [(row.label, row.item["patient"]) for row in rows] == [("1", ""), ("0", "")]
+    assert "left out 1 of 3 rows, which have no label: line 3" in caplog.text

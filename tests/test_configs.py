@@ -35,6 +35,8 @@ COMBINATIONS = [
     ("classification/train", "classification/evaluate", "multi_gpu_evaluate"),
     ("classification/inference",),
     ("classification/inference", "multi_gpu_inference"),
+    ("classification/features",),
+    ("classification/features", "multi_gpu_inference"),
 ]
 """Configs that are used together."""
 
@@ -90,7 +92,7 @@ def test_targets_and_expressions_stay_within_the_allowed_packages(variant: str) 
             check_expression(expression)
 
 
-@pytest.mark.parametrize("name", ["train", "inference", "classification/train", "classification/inference"])
+@pytest.mark.parametrize("name", dict.fromkeys(names[0] for names in COMBINATIONS))
 def test_every_import_is_used(name: str) -> None:
     """By the config itself, or by one that is laid over it."""
     configs = [read(*names) for names in COMBINATIONS if names[0] == name]
@@ -169,7 +171,7 @@ def test_bundles_differ_only_where_their_variants_do() -> None:
             different = {key for key in {*ours, *first} if ours.get(key) != first.get(key)}
             allowed = {"variant", "model_depth", "resnet_shortcut"}
             assert different <= ({"name", "task", "description", "data_source"} if path.stem == "metadata" else allowed)
-            if path.stem in ("train", "inference"):
+            if path.stem in ("train", "inference", "features"):
                 assert ours["variant"] == variant.name
 
 

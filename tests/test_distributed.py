@@ -259,7 +259,7 @@ def test_two_processes_infer_each_volume_once(
         done = bundle_run("inference", config, processes=processes, no_cuda=True, img_list=uneven,
                           ckpt_dir=models, output_dir=tmp_path / str(processes))  # fmt: skip
         assert done.returncode == 0, done.stderr
-    names = [sorted(path.name for path in (tmp_path / str(processes)).iterdir()) for processes in (1, 2)]
+    names = [sorted(path.name for path in (tmp_path / str(n)).glob("*.nii.gz")) for n in (1, 2)]
     assert names[0] == names[1]
     assert len(names[0]) == 3
     for name in names[0]:

@@ -1,109 +1,25 @@
-"""The command that fetches and imports published files, and MONAI's own on ``large_files.yml``."""
+"""The command that fetches and imports published files."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 
 import pytest
-import torch
-import yaml
-from published import ROOT, constant_state, write_published
-from servers import Reply, serve
+from downloader import SMALL, TOOLS
+from downloader import published as published
+from downloader import root as root
+from downloader import rows as rows
+from downloader import run as run
+from downloader import server as server
+from downloader import tool as tool
+from servers import Reply
 
 from med3d_nets import variants
-from med3d_nets.variants import VARIANTS, get_variant
 from med3d_nets.weights import file_sha256, read_tensors
-
-TOOLS = ROOT / "tools"
-SMALL = ("resnet_10", "resnet_10_23dataset", "resnet_18")
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def tool():
-    before = {name: sys.modules.pop(name, None) for name in ("convert_pth", "download_weights")}
-    sys.path.insert(0, str(TOOLS))  # as it is for a script there
-    yield _load("download_weights")
-    sys.path.remove(str(TOOLS))
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """Synthetic published files of three variants, by name; their bytes differ."""
-    folder = tmp_path_factory.mktemp("published")
-    files = {}
-    for name in SMALL:
-        row = get_variant(name)
-        state = constant_state(row.depth, row.shortcut)
-        state["bn1.weight"] = torch.full((64,), float(row.datasets))
-        files[name] = write_published(folder / row.filename, state)
-    return files
-
-
-@pytest.fixture
-def rows(published, monkeypatch):
-    """The table, with the digests of the synthetic files."""
-    changed = tuple(
-        dataclasses.replace(row, sha256=file_sha256(published[row.name])) if row.name in published else row
-        for row in VARIANTS
-    )
-    monkeypatch.setattr(variants, "VARIANTS", changed)
-    return {row.name: row for row in changed}
-
-
-@pytest.fixture
-def root(tool, tmp_path, monkeypatch):
-    """A project's folder with a bundle of every variant in it, instead of the real one."""
-    folder = tmp_path / "a project"
-    for row in VARIANTS:
-        (folder / "bundles" / row.bundle).mkdir(parents=True)
-    monkeypatch.setattr(tool, "ROOT", folder)
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    yield folder
-    for path in tmp_path.rglob("*.pt"):
-        path.unlink()  # pytest keeps the folders of three runs
-
-
-@pytest.fixture
-def server(published):
-    with serve({f"/{file.name}": file.read_bytes() for file in published.values()}) as running:
-        yield running
-
-
-@pytest.fixture
-def run(tool, root, rows, monkeypatch, capsys):
-    """Runs the tool's main with arguments; gives its exit status, output and errors."""
-
-    def run_main(*arguments):
-        monkeypatch.setattr(sys, "argv", ["download_weights.py", *map(str, arguments)])
-        status = 0
-        try:
-            tool.main()
-        except SystemExit as error:
-            status = error.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run_main
 
 
 def _models(root, name):
@@ -363,95 +279,3 @@ def test_as_a_command(tmp_path):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: no variant 'resnet_12'; did you mean 'resnet_152'?\n"
-
-
-# MONAI's own command
-
-
-@pytest.fixture
-def bundle(root, rows, server):
-    """``medicalnet_resnet_10`` with a space in its name, whose ``large_files.yml`` names the server."""
-    folder = root / "my bundles" / "medicalnet_resnet_10 copy"
-    shutil.copytree(ROOT / "bundles" / "medicalnet_resnet_10", folder, ignore=shutil.ignore_patterns("models", "eval"))
-    text = _large_files(rows["resnet_10"])
-    hub = "https://huggingface.co/TencentMedicalNet/MedicalNet-Resnet10/resolve/main"
-    assert hub in text
-    (folder / "large_files.yml").write_text(text.replace(hub, server.url))
-    return folder
-
-
-@pytest.fixture
-def monai_bundle(monkeypatch):
-    """``python -m monai.bundle`` in this process, which has imported MONAI already."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["monai.bundle", *map(str, arguments)])
-        runpy.run_module("monai.bundle", run_name="__main__")
-
-    return call
-
-
-def _large_files(row):
-    render = _load("render_bundles")
-    try:
-        return render.fill((TOOLS / "templates" / "large_files.yml").read_text(), render.facts(row))
-    finally:
-        del sys.modules["render_bundles"]
-
-
-@pytest.mark.parametrize("row", VARIANTS, ids=lambda row: row.name)
-def test_large_files_of_every_variant(row):
-    text = _large_files(row)
-    assert yaml.safe_load(text) == {
-        "large_files": [
-            {
-                "path": f"models/{row.name}.pth",
-                "url": f"https://huggingface.co/{row.hub_repo}/resolve/main/{row.name}.pth",
-                "hash_val": row.sha256,
-                "hash_type": "sha256",
-            }
-        ]
-    }
-    assert "[[" not in text
-
-
-def test_monai_fetches_and_ours_imports(monai_bundle, run, root, bundle, published, server, monkeypatch):
-    monai_bundle("download_large_files", "--bundle_path", bundle)
-    file = bundle / "models" / "resnet_10.pth"
-    assert file.read_bytes() == published["resnet_10"].read_bytes()
-    assert server.paths == ["/resnet_10.pth"]
-    convert = sys.modules["convert_pth"]
-    convert.convert(str(file), dst=str(bundle / "models" / "pretrained.pt"))
-    record = json.loads((bundle / "models" / "pretrained.json").read_text())
-    assert (record["variant"], record["digest"]) == ("resnet_10", "known")
-    assert len(read_tensors(bundle / "models" / "pretrained.pt")) == 72
-
-
-@pytest.mark.slow
-def test_monai_in_the_bundles_folder(bundle, published):
-    """As a user does it, with nothing but the working directory to tell which bundle."""
-    done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "download_large_files"],
-        cwd=bundle,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (bundle / "models" / "resnet_10.pth").read_bytes() == published["resnet_10"].read_bytes()
-
-
-def test_monai_refuses_a_wrong_digest(monai_bundle, bundle, server):
-    before = sorted(bundle.rglob("*"))
-    server.files["/resnet_10.pth"] = b"another"
-    with pytest.raises(ValueError, match="sha256 hash check of downloaded file failed"):
-        monai_bundle("download_large_files", "--bundle_path", bundle)
-    assert sorted(bundle.rglob("*")) == before
-
-
-def test_monai_refuses_a_broken_download(monai_bundle, bundle, server):
-    before = sorted(bundle.rglob("*"))
-    server.replies.append(Reply(cut_after=1000))
-    with pytest.raises(OSError, match="retrieval incomplete"):
-        monai_bundle("download_large_files", "--bundle_path", bundle)
-    assert sorted(bundle.rglob("*")) == before

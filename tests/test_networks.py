@@ -251,5 +251,5 @@ def test_classifier_takes_pretrained_weights_without_their_head(tmp_path, caplog
     assert all(torch.equal(value, encoder[name]) for name, value in net.encoder.state_dict().items())
     assert all(torch.equal(value, head[name]) for name, value in net.head.state_dict().items())
     names = ", ".join(f"head.{name.removeprefix('conv_seg.')}" for name in state if name not in encoder)
-    assert f"its head is for another task and is left out: {names}" in caplog.text
+    assert f"its head does not fit this network and is left out: {names}" in caplog.text
     assert f"loaded {len(encoder)} tensors; fresh: the head (2)" in caplog.text

@@ -64,7 +64,8 @@ def predict(tmp_path: Path, spacing: tuple[float, ...], images: list[nibabel.Nif
     scans.mkdir()
     for index, image in enumerate(images):
         nibabel.save(image, scans / f"{index:02}.nii.gz")
-    found = workflow(folder, "inference", "inference", img_list=str(scans), handlers=[], network=Threshold())
+    options = {"handlers": [], "network": Threshold(), "quicklook": False}
+    found = workflow(folder, "inference", "inference", img_list=str(scans), **options)
     found.run()
     return [nibabel.load(folder / "predictions" / f"{index:02}_seg.nii.gz") for index in range(len(images))]
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from conftest import BUNDLE
 from monai.inferers import SimpleInferer
 from test_every_bundle import workflow
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.planning import Plan
-from med3d_nets.recipes import make_inferer, rotate_range
+from med3d_nets.recipes import FlipInferer, make_inferer, rotate_range
 from med3d_nets.settings import Settings, read_settings
 from med3d_nets.streaming import PatchInferer
 
@@ -30,6 +31,19 @@ def test_each_recipe_has_its_inferer() -> None:
     inferer = make_inferer(PATCH, 0.25)
     assert type(inferer) is PatchInferer
     assert (inferer.patch_size, inferer.overlap, inferer.flip_axes) == ((16, 16, 8), 0.25, [])
+
+
+def test_a_region_is_answered_once_or_by_its_mirror_images_too() -> None:
+    region = replace(PATCH, head="classification", recipe="region", flip_axes=[0, 2])
+    assert type(make_inferer(region)) is SimpleInferer
+    inferer = make_inferer(region, flips=True)
+    volume = torch.arange(12.0).reshape(1, 1, 2, 2, 3)
+    # The first voxel's value: of the volume itself, mirrored along the first axis, the last one, and both.
+    assert inferer(volume, lambda x: x[:, :, 0, 0, 0]) == (0 + 6 + 2 + 8) / 4
+
+
+def test_mirror_images_are_all_combinations_of_the_axes() -> None:
+    assert sorted(FlipInferer([0, 1, 2]).flips) == [(), (2,), (2, 3), (2, 3, 4), (2, 4), (3,), (3, 4), (4,)]
 
 
 @pytest.mark.parametrize(("flips", "axes"), [(False, []), (True, [0, 2]), ([2], [2]), ([], [])])

@@ -67,6 +67,7 @@ def test_folders_too_many_are_found(tool: ModuleType, tmp_path: Path, monkeypatc
         (bundles / name).mkdir(parents=True)
     (bundles / "models").mkdir()
     (bundles / "medicalnet_resnet_10" / "eval").mkdir()
+    (bundles / "medicalnet_resnet_10" / "features").mkdir()
     assert tool.differences(rendered) == [
         "bundles/medicalnet_resnet_10/configs/models/: not rendered from anything",
         "bundles/medicalnet_resnet_10/scripts/: not rendered from anything",

@@ -30,7 +30,7 @@ from torch import nn
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.networks import SegmentationNet
-from med3d_nets.runs import cached_dataset, check_model_folder, check_outputs, layer_rates
+from med3d_nets.runs import cached_dataset, check_free, check_model_folder, check_outputs, layer_rates
 from med3d_nets.settings import Settings
 from med3d_nets.transforms import FillEmptyWithNoised, RestoreGridd, not_background
 
@@ -305,6 +305,17 @@ def test_resuming_a_finished_training(n_epochs: int, tmp_path: Path):
     assert (
         shown == f"{path}: the training is complete, with 2 epochs; to go on, raise n_epochs above that, got {n_epochs}"
     )
+
+
+def test_files_in_the_way_are_named(tmp_path: Path):
+    paths = [tmp_path / name for name in ("a.csv", "b.json", "c.html")]
+    check_free(paths, overwrite=False)
+    paths[0].touch()
+    hint = "give another --output_dir or pass --overwrite True"
+    assert message(check_free, paths, overwrite=False) == f"{paths[0]}: exists already; {hint}"
+    paths[2].mkdir()
+    assert message(check_free, map(str, paths), overwrite=False) == f"{paths[0]}, {paths[2]}: exist already; {hint}"
+    check_free(paths, overwrite=True)
 
 
 def test_label_maps_are_not_overwritten(tmp_path: Path):

@@ -192,6 +192,33 @@ def test_all_differences_are_named():
     )
 
 
+REGION = {**BASE, "recipe": "patch", "spacing": [1.0, 1.0, 2.5]}
+CT = {"lower": -1000.12, "upper": 400.0, "mean": 0.0, "std": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("intensity", "same", "others"),
+    [
+        (CT, ["auto", "ct", CT, [-1000.1201, 400], (-1000.12, 400)], ["mr", [-1000, 400], [400], ["a", "b"], None, 1]),
+        (None, ["auto", "mr", None], ["ct", [-1000, 400], [], CT]),
+    ],
+)
+def test_intensity_may_be_given_as_training_takes_it(intensity: Any, same: list[Any], others: list[Any]):
+    settings = Settings(**{**REGION, "intensity": intensity})
+    for given in same:
+        check_settings(settings, "model.json", intensity=given)
+    for given in others:
+        assert message(check_settings, settings, "model.json", intensity=given).startswith("intensity is ")
+
+
+def test_options_that_leave_a_setting_open_agree_with_any():
+    settings = Settings(**REGION)
+    check_settings(settings, "model.json", spacing=[], input_size=[], class_names=[], intensity="auto")
+    for name, value in (("spacing", 1), ("spacing", "auto"), ("input_size", [16]), ("flip_axes", "auto")):
+        assert f"{name} is {value!r}, but a says [" in message(check_settings, settings, "a", **{name: value})
+    assert "flip_axes is []" in message(check_settings, Settings(**{**REGION, "flip_axes": [0]}), "a", flip_axes=[])
+
+
 def write_dataset_json(folder: Path, labels: Any) -> str:
     (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
     return str(folder)

@@ -18,7 +18,7 @@ from med3d_nets.variants import VARIANTS, Variant
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = ROOT / "tools" / "templates"
 CONSTRAINTS = ROOT / "constraints.txt"
-IGNORED = ("models", "eval", "predictions", "data")
+IGNORED = ("models", "eval", "predictions", "features", "data")
 """Folders that using a bundle fills; git ignores them."""
 
 TABLE = re.compile(r"(?<=<!-- variants -->\n).*?(?=<!-- /variants -->)", re.DOTALL)

@@ -81,8 +81,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The temperature with the lowest negative log likelihood of the labels.
 
     The likelihood has one maximum, so that a bounded search of the logarithm finds it, the same each time. Where the
-    network is right, or wrong, about all cases, it lies beyond :data:`TEMPERATURES`; the bound is returned, with a
-    warning.
+    network is right, or wrong, about all cases, it lies beyond :data:`TEMPERATURES`.
 
     Args:
         logits: ``(case, class)``, finite.
@@ -90,7 +89,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     Returns:
         The temperature; 1.0, which changes nothing, if there are fewer than :data:`LEAST_CASES` cases or all are of one
-        class, or if no temperature changes the likelihood.
+        class, or if no temperature between the bounds is best; and 1.0 at least, if fewer than :data:`LEAST_WRONG` are
+        wrong.
 
     Raises:
         Med3dError: if there is not one label for each row of logits, a logit is not finite, or a label is no class.
@@ -114,7 +114,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     low, high = (math.log(bound) for bound in TEMPERATURES)
     found = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
     if min(found - low, high - found) < 1e-3:
-        logger.warning("no temperature fits the validation cases best: probabilities are left as they are")
+        logger.info("no temperature fits the validation cases best: probabilities are left as they are")
         return 1.0
     # Cases that are all right are the surer the better: that tells nothing of cases that will be wrong.
     return math.exp(found) if wrong >= LEAST_WRONG else max(1.0, math.exp(found))

@@ -17,7 +17,7 @@ from med3d_nets.classification.tables import Item
 from med3d_nets.errors import Med3dError
 from med3d_nets.folds import name_some
 
-__all__ = ["check_volumes", "repeated", "shared"]
+__all__ = ["check_volumes", "has_regions", "repeated", "shared", "warn_of_mixture", "warn_of_regions"]
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +116,39 @@ def _check_regions(items: Sequence[Item], grid: Grid | None, problems: list[str]
     if grid:
         centers = [item["center"] for item in items if "center" in item]
         problems += [problem for center in centers if (problem := outside(image, center, grid))]
+
+
+def has_regions(items: Sequence[Item]) -> bool:
+    """Whether any case has a region of interest."""
+    return any("mask" in item or "center" in item for item in items)
+
+
+def warn_of_regions(items: Sequence[Item], trained: bool | None) -> None:
+    """Warn of whole volumes for a network that was trained on regions of interest, and of the reverse.
+
+    Args:
+        items: to evaluate or to infer.
+        trained: :attr:`~med3d_nets.classification.settings.ClassifierSettings.regions`.
+    """
+    count = sum(has_regions([item]) for item in items)
+    if trained and count < len(items):
+        text = "%d of %d cases have no region of interest, but the network was trained on these: %s"
+        advice = "it sees the whole volume; give a CSV with masks or centres, or images that are cropped"
+        _log.warning(text, len(items) - count, len(items), advice)
+    elif trained is False and count:
+        text = "%d of %d cases have a region of interest, but the network was trained on whole volumes"
+        _log.warning(text, count, len(items))
+
+
+def warn_of_mixture(items: Sequence[Item]) -> None:
+    """Warn of volumes of arrays beside NIfTI files, whose spacing is not known; and of regions beside whole volumes."""
+    count = sum(has_regions([item]) for item in items)
+    if 0 < count < len(items):
+        _log.warning("found %d cases with a region of interest and %d without", count, len(items) - count)
+    arrays = [item["image"] for item in items if split_reference(item["image"])]
+    if 0 < len(arrays) < len(items):
+        text = "found NIfTI files and %d volumes of arrays, such as %s, whose spacing is taken for 1 mm"
+        _log.warning(text, len(arrays), arrays[0])
 
 
 def repeated(items: Sequence[Item], class_names: Sequence[str] = ()) -> list[str]:

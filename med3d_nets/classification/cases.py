@@ -5,7 +5,7 @@ Items are dictionaries for MONAI's data sets:
 =============  =======================================================================================================
 ``image``      absolute path of a NIfTI file, or a reference into a ``.npz`` file
                (:mod:`~med3d_nets.classification.arrays`)
-``label``      index of the class, or a number; not for inference
+``label``      index of the class, or a number; of images without a task, what their list says, if it is asked for
 ``patient``    name, "" where it is not known
 ``mask``       absolute path of a NIfTI file on the image's grid, if the list gives one: the region of interest
 ``center``     ``[x, y, z]`` of the region of interest in world coordinates (mm, RAS+), if the list gives them
@@ -18,25 +18,38 @@ problems that are found come in one :class:`~med3d_nets.errors.Med3dError`, one 
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import os
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from med3d_nets.classification.arrays import split_reference
-from med3d_nets.classification.case_checks import check_volumes, repeated, shared
+from med3d_nets.classification.arrays import array_names, read_array, split_reference
+from med3d_nets.classification.case_checks import check_volumes, repeated, shared, warn_of_mixture
 from med3d_nets.classification.classes import (
     absent_classes,
     class_problems,
     encode,
     find_names,
     name_problems,
+    number_problems,
     warn_of_absent,
+    warn_of_single,
 )
-from med3d_nets.classification.division import divide, division_problems, hold_out, sort_items
-from med3d_nets.classification.tables import SECTIONS, Item, Row, Table, has_section, read_table
+from med3d_nets.classification.division import divide, division_problems, hold_out, sort_items, tell_of_unknown
+from med3d_nets.classification.tables import (
+    LABEL_COLUMNS,
+    SECTIONS,
+    Item,
+    Row,
+    Table,
+    has_section,
+    read_table,
+    without_point,
+)
 from med3d_nets.folds import fold_problems, name_patients
-from med3d_nets.list_files import IMAGE_SUFFIXES, find_path, images_in, raise_for
+from med3d_nets.list_files import IMAGE_SUFFIXES, find_path, images_in, raise_for, read_rows, read_text
 
 __all__ = ["load_evaluation_cases", "load_images", "load_lists"]
 
@@ -101,6 +114,7 @@ def load_lists(
     elif not folds and has_section(img_list, data_root, "val"):
         others = read_table("img_list", img_list, data_root, problems, ["val"])
     names = [str(name) for name in class_names] or find_names(table, task)
+    problems += [] if problems else number_problems(task, names, img_list)
     training, validation = (
         _make_items(rows, task, names, data_root, patient_pattern, problems) for rows in (table.rows, others.rows)
     )
@@ -111,6 +125,8 @@ def load_lists(
     problems += shared(training, validation)
     problems += check_volumes([*training, *validation], in_channels, num_workers)
     raise_for(problems)
+    if not validation:
+        tell_of_unknown(training, "those of one patient may lie on both sides")
     if validation:
         planning = training
     elif folds:
@@ -125,6 +141,8 @@ def load_lists(
     if task == "classification" and (absent := absent_classes(training, names)):
         found = f"found all cases of {', '.join(absent)} held out"
         raise_for([f"{img_list}: {found}; expected some left to train on: choose another seed"])
+    warn_of_mixture([*training, *validation])
+    warn_of_single(training, task, names)
     warn_of_absent(validation, task, names)
     return {"training": training, "validation": validation, "planning": planning, "class_names": names}
 
@@ -158,6 +176,11 @@ def load_evaluation_cases(
     wrong = [*fold_problems(folds, fold, patient_pattern), *name_problems(task, class_names)]
     if task == "classification" and not class_names:
         wrong.append("class_names: found none; expected those of the network")
+    if fold < 0 and not val_list:
+        wrong.append(
+            "val_list: found none; expected a list of cases that had no part in the training, or the same .npz file, "
+            "of which --section names the part"
+        )
     _check_options(in_channels, wrong, section)
     names = [str(name) for name in class_names]
     problems: list[str] = []
@@ -176,7 +199,10 @@ def load_evaluation_cases(
     problems += shared(seen, cases) if fold < 0 else []
     problems += check_volumes(cases, in_channels, num_workers)
     raise_for(problems)
+    warn_of_mixture(cases)
     warn_of_absent(cases, task, names)
+    effect = "intervals take each for a patient of its own, and those that were trained on are not noticed"
+    tell_of_unknown(cases, effect, logging.INFO)
     return cases
 
 
@@ -186,9 +212,10 @@ def load_images(
     in_channels: int = 1,
     *,
     section: str = "",
+    labels: bool = False,
     num_workers: int = 0,
 ) -> list[Item]:
-    """Images for inference, read and checked; labels that a list may have are left alone.
+    """Images for inference or features, read and checked.
 
     An image with one value alone is logged as a warning.
 
@@ -198,9 +225,11 @@ def load_images(
             for in ``data_root``, then in the working directory.
         data_root, in_channels, num_workers: as for :func:`load_lists`.
         section: part of a ``.npz`` file, "train", "val" or "test"; "": "test", else the only one that it has.
+        labels: whether items get a "label", as their list writes it (whole numbers without a point), "" where there is
+            none. Otherwise, those that a list may have are left alone.
 
     Returns:
-        Items without "label".
+        Items, without "label" unless it is asked for.
 
     Raises:
         Med3dError: with every problem found.
@@ -210,14 +239,14 @@ def load_images(
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     if not sources:
         problems.append("source: found an empty list; expected at least one image")
-    items = [item for one in sources for item in _find_images(one, data_root, section, problems)]
+    items = [item for one in sources for item in _find_images(one, data_root, section, labels, problems)]
     problems += repeated(items)
     problems += check_volumes(items, in_channels, num_workers, may_be_constant=True)
     raise_for(problems)
     return items
 
 
-def _find_images(source: Path, data_root: Path, section: str, problems: list[str]) -> list[Item]:
+def _find_images(source: Path, data_root: Path, section: str, labels: bool, problems: list[str]) -> list[Item]:
     """Items of one file, folder or list."""
     reference = split_reference(os.fspath(source))
     found = find_path("source", reference[0] if reference else source, data_root, problems)
@@ -231,8 +260,44 @@ def _find_images(source: Path, data_root: Path, section: str, problems: list[str
         images = [found]
     else:
         table = read_table("source", found, data_root, problems, ["test"], section=section, labelled=False)
-        return [row.item for row in table.rows]
-    return [{"image": image, "patient": ""} for image in images]
+        items = [row.item for row in table.rows]
+        if not labels or problems:
+            return items
+        written = _written_labels(found, items, problems)
+        return [{**item, "label": label} for item, label in zip(items, written, strict=True)]
+    return [{"image": image, "patient": "", **({"label": ""} if labels else {})} for image in images]
+
+
+def _written_labels(path: str, items: Sequence[Item], problems: list[str]) -> list[str]:
+    """The label of each case of a list, which has been read without a problem, as it is written; "" for none."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".npz":
+        return _array_labels(path, items)
+    if suffix != ".csv":
+        fields = read_rows(path, [["image"], ["image", "class"]], [], "")
+        return [without_point(row[1]) if len(row) > 1 else "" for _, row in fields]
+    lines = csv.reader(io.StringIO(read_text(path, [], "")))
+    header, *rows = [line for line in lines if any(field.strip() for field in line)]
+    columns = [index for index, name in enumerate(header) if name.strip().lower() in LABEL_COLUMNS]
+    if len(columns) > 1:
+        found = ", ".join(header[index].strip() for index in columns)
+        problems.append(f"{path}: found columns {found}; expected one of {', '.join(LABEL_COLUMNS)}")
+    return [without_point(row[columns[0]].strip()) if columns else "" for row in rows]
+
+
+def _array_labels(path: str, items: Sequence[Item]) -> list[str]:
+    """Labels of the section that the items are of."""
+    reference = split_reference(items[0]["image"])
+    assert reference is not None
+    name = f"{reference[1].removesuffix('_images')}_labels"
+    if name not in array_names(path):
+        return [""] * len(items)
+    array = read_array(path, name)
+    if array.size != len(items):
+        found = f"{path}: left out {name}, of shape {array.shape}"
+        _log.warning("%s, which are not one for each of %d volumes", found, len(items))
+        return [""] * len(items)
+    return [without_point(str(value)) for value in array.ravel().tolist()]
 
 
 def _make_items(

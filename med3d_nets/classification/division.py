@@ -19,7 +19,7 @@ from med3d_nets.classification.arrays import image_identity
 from med3d_nets.classification.tables import Item
 from med3d_nets.folds import connect, name_some
 
-__all__ = ["divide", "division_problems", "group_numbers", "hold_out", "sort_items"]
+__all__ = ["divide", "division_problems", "group_numbers", "hold_out", "sort_items", "tell_of_unknown"]
 
 BINS = 5
 """Bins of about as many cases that the numbers of a regression are sorted into."""
@@ -130,6 +130,19 @@ def hold_out(items: Sequence[Item], fraction: float, seed: int, task: str) -> tu
     found = (len(validation), len(items), fraction, seed)
     _log.info("holding out %d of %d cases for validation (fraction %g, seed %d)", *found)
     return training, validation
+
+
+def tell_of_unknown(items: Sequence[Item], effect: str, level: int = logging.WARNING) -> None:
+    """Say in the log of how many cases no patient is known, and what comes of it.
+
+    Args:
+        items: with patients, or "".
+        effect: what comes of it.
+        level: of the line.
+    """
+    if unknown := sum(not item["patient"] for item in items):
+        hint = "give --patient_pattern, or a CSV with a column patient"
+        _log.log(level, "no patient is known of %d of %d cases: %s; %s", unknown, len(items), effect, hint)
 
 
 def sort_items(items: Iterable[Item]) -> list[Item]:

@@ -30,7 +30,7 @@ from med3d_nets.report_html import (
 )
 from med3d_nets.settings import Settings
 
-__all__ = ["MOST_WRONG", "CasePrediction", "Slices", "render_classification"]
+__all__ = ["MOST_WRONG", "CasePrediction", "Slices", "find_doubts", "most_wrong", "render_classification"]
 
 Slices = tuple[NDArray[Any], NDArray[Any] | None, float]
 """A slice of an image ``(row, column)``; the saliency of the same part in any resolution, or None; height of a row
@@ -50,8 +50,8 @@ class CasePrediction:
     Attributes:
         file: its image.
         label: index of the true class, or the true number; None if it is not known.
-        logits: of the classes, before temperature scaling; of a regression, the predicted number alone.
-        probabilities: of the classes, after temperature scaling; empty for a regression.
+        logits: of the classes; of a regression, the predicted number alone.
+        probabilities: of the classes; empty for a regression.
         patient: empty for one of its own.
     """
 
@@ -72,12 +72,18 @@ class CasePrediction:
         return -math.log(probability) if probability > 0 else math.inf
 
 
+def most_wrong(cases: Sequence[CasePrediction], count: int = MOST_WRONG) -> list[CasePrediction]:
+    """The cases with the highest loss, that first, and of equals the earlier one; so many at most."""
+    return sorted(cases, key=lambda case: -case.loss)[:count]
+
+
 def render_classification(
     cases: Sequence[CasePrediction],
     scores: ClassScores | NumberScores,
     class_names: Sequence[str],
     settings: Settings | Mapping[str, Any],
     pictures: Mapping[str, Slices] | None = None,
+    chosen: Sequence[str] = (),
 ) -> str:
     """The page's HTML.
 
@@ -86,25 +92,31 @@ def render_classification(
         scores: of the cases.
         class_names: names of the classes; of a regression, that of the number alone.
         settings: of the network.
-        pictures: of cases, by file; those of the cases that are the most wrong are shown.
+        pictures: of cases, by file; those of the cases that are listed are shown.
+        chosen: files of cases to list beside those that are the most wrong.
     """
     known = [case for case in cases if case.label is not None]
     counts = f"{scores.n} case{'s' * (scores.n > 1)}"
     if scores.patients < scores.n:
         counts += f" of {scores.patients} patient{'s' * (scores.patients > 1)}"
-    labels, outputs = np.array([case.label for case in known]), np.array([case.logits for case in known])
     if isinstance(scores, ClassScores):
-        title, boxes, parts = "Classification", _class_cards(scores), class_sections(scores, outputs, labels)
+        title, boxes, parts = "Classification", _class_cards(scores), class_sections(scores)
+        ranked = "by the probability of the true class, lowest first; where few are wrong, some of these are right"
     else:
         title, boxes = "Regression", _number_cards(scores, class_names[0])
-        parts = number_sections(scores, outputs[:, 0], labels, class_names[0])
+        truth, predicted = np.array([(case.label, case.logits[0]) for case in known], float).T
+        parts = number_sections(scores, predicted, truth, class_names[0])
+        ranked = "by the distance between prediction and truth"
+    by_file = {case.file: case for case in known}
+    shown = dict(zip(by_file, short_names(list(by_file)), strict=True)), class_names, pictures or {}
     return page(
         f"{title}: {settings_title(settings)}",
         f"{counts}, {now()}",
         boxes,
-        note(*_doubts(scores)),
+        note(*find_doubts(scores)),
         *parts,
-        _most_wrong(known, class_names, pictures or {}),
+        _case_section("Chosen cases", "", [by_file[file] for file in chosen], *shown),
+        _case_section("The cases it got most wrong", f"Ranked {ranked}.", most_wrong(known), *shown),
         settings_section(settings),
     )
 
@@ -137,7 +149,7 @@ def _ends(found: Estimate) -> list[str]:
     return [] if math.isnan(found.interval[0]) else [f"95 % CI {interval(found.interval)}"]
 
 
-def _doubts(scores: ClassScores | NumberScores) -> list[str]:
+def find_doubts(scores: ClassScores | NumberScores) -> list[str]:
     """What a reader of the figures at the top must know."""
     doubts = []
     if isinstance(scores, ClassScores):
@@ -154,36 +166,50 @@ def _doubts(scores: ClassScores | NumberScores) -> list[str]:
     return doubts
 
 
-def _most_wrong(cases: Sequence[CasePrediction], class_names: Sequence[str], pictures: Mapping[str, Slices]) -> str:
-    names = dict(zip((case.file for case in cases), short_names([case.file for case in cases]), strict=True))
-    worst = sorted(cases, key=lambda case: -case.loss)[:MOST_WRONG]
-    rows = [
-        [str(rank), names[case.file], case.patient, *_truth(case, class_names)] for rank, case in enumerate(worst, 1)
-    ]
-    if cases[0].probabilities:
-        header = ["no.", "case", "patient", "true class", "its probability", "highest probabilities"]
-        words = (
-            "Ranked by the probability of the true class, lowest first; where few are wrong, some of these are right."
-        )
-    else:
-        header = ["no.", "case", "patient", f"true {class_names[0]}", "predicted", "difference"]
-        words = "Ranked by the distance between prediction and truth."
-    shown = [
-        Picture(*pictures[case.file], title=str(rank)) for rank, case in enumerate(worst, 1) if case.file in pictures
-    ]
-    text = f"Slices of cases {', '.join(picture.title for picture in shown)} of the table."
-    salient = any(picture.saliency is not None for picture in shown)
-    caption = "Numbers are those of the table."
-    if salient:
-        caption += (
-            " Colours are a saliency map: where, by its method, the prediction comes from, not whether it is right."
-        )
+def _case_section(
+    title: str,
+    words: str,
+    cases: Sequence[CasePrediction],
+    names: Mapping[str, str],
+    class_names: Sequence[str],
+    pictures: Mapping[str, Slices],
+) -> str:
+    """A table of cases, and the pictures of those that have one."""
+    if not cases:
+        return ""
+    header = ["no.", "case", "patient", "true class", "its probability", "highest probabilities"]
+    if not cases[0].probabilities:
+        header[3:] = [f"true {class_names[0]}", "predicted", "difference"]
+    rows = [[str(n), names[case.file], case.patient, *_truth(case, class_names)] for n, case in enumerate(cases, 1)]
+    shown = [Picture(*pictures[case.file], title=str(n)) for n, case in enumerate(cases, 1) if case.file in pictures]
     return section(
-        "The cases it got most wrong",
+        title,
         table(header, rows, text_columns=len(header)),
         note(words),
-        figure(draw_pictures(shown), text, caption, kind="picture") if shown else "",
+        _figure(shown, "class" if cases[0].probabilities else "number") if shown else "",
     )
+
+
+def _figure(shown: Sequence[Picture], explained: str) -> str:
+    text = f"Slices of {_numbered([picture.title for picture in shown])} of the table"
+    caption = "Numbers are those of the table."
+    maps = {picture.title: picture.saliency for picture in shown if picture.saliency is not None}
+    if not maps:
+        caption += " Axial slices through the middle, as the network saw them."
+        return figure(draw_pictures(shown), f"{text}.", caption, kind="picture")
+    caption += (
+        " Left: the axial slice with the most saliency, as the network saw it. Right: Grad-CAM (Selvaraju et al., "
+        f"arXiv:1610.02391) of the predicted {explained} over it, of an ensemble the mean of its networks' maps. "
+        "Colours show where, by this method, the prediction comes from, not whether it is right."
+    )
+    empty = [title for title, found in maps.items() if not found.any()]
+    if empty:
+        caption += f" Nothing that raises the {explained} was found in {_numbered(empty)}: middle slices, no colours."
+    return figure(draw_pictures(shown), f"{text}, with saliency maps.", caption, kind="picture")
+
+
+def _numbered(numbers: Sequence[str]) -> str:
+    return f"case{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
 
 
 def _truth(case: CasePrediction, class_names: Sequence[str]) -> list[str]:

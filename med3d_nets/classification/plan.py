@@ -44,7 +44,7 @@ __all__ = ["RegionPlan", "measure_regions", "plan_classification", "plan_regions
 
 Triple = tuple[int, int, int]
 
-COVERED = 95
+COVERED = 90
 """Percentile of the regions' extent along each axis that fits into the network's input."""
 FINE = 32
 """Voxels along each axis, of most regions, below which they are refined: the encoder divides sizes by 8."""
@@ -185,7 +185,7 @@ def plan_regions(
     - Spacing: the median along each axis, as for segmentation; then the same part of it along all axes, where most
       regions have less than 32 voxels along their longest axis, since the encoder divides sizes by 8; or the same
       multiple along all axes, at which whole volumes fit into what the input is limited by.
-    - Input: what 95 % of the regions fit into at that spacing, rounded up to multiples of 8; the others are cropped to
+    - Input: what 90 % of the regions fit into at that spacing, rounded up to multiples of 8; the others are cropped to
       their middle. Where size is not kept, all are resized to the median shape. The longest axis in mm is shortened
       until a batch of 2 fits into the memory, and into the operations that a CPU, or the voxels that a GPU, is given.
     - Batch: 8, or 16 on a GPU, and less where more do not fit.
@@ -204,7 +204,7 @@ def plan_regions(
     """
     check_given(spacing, input_size, batch_size, intensity, memory_gb, flip_axes, fingerprint.in_channels, "input_size")
     reasons: dict[str, str] = {}
-    millimetres, reasons["spacing"] = _plan_spacing(fingerprint, spacing)
+    millimetres, reasons["spacing"] = _plan_spacing(fingerprint, spacing, input_size)
     cost = training_cost(variant, 2, fingerprint.in_channels, "classification", activation_checkpointing)
     limit = find_limit(cost, torch.device(device), memory_gb, BATCH_SIZES)
     if not spacing and not input_size:
@@ -221,14 +221,17 @@ def plan_regions(
     return RegionPlan(millimetres, size, batch, clip, flips, anisotropic, reasons)
 
 
-def _plan_spacing(fingerprint: Fingerprint, given: Sequence[float]) -> tuple[Millimetres, str]:
+def _plan_spacing(
+    fingerprint: Fingerprint, given: Sequence[float], input_size: Sequence[int]
+) -> tuple[Millimetres, str]:
     millimetres, why = plan_spacing(fingerprint, given)
     longest = int(np.median(fingerprint.shapes_at(millimetres).max(axis=1)))
-    if given or longest >= FINE:
+    fine = min(FINE, *input_size) if input_size else FINE  # a given input would cut off what is finer
+    if given or longest >= fine:
         return millimetres, why
-    finer = three(round(value * longest / FINE, 6) for value in millimetres)
+    finer = three(round(value * longest / fine, 6) for value in millimetres)
     _, how = why.split(": ", 1)
-    return finer, f"spacing {by_axis(finer)} mm: {how}; then finer, for {FINE} voxels where most have {longest}"
+    return finer, f"spacing {by_axis(finer)} mm: {how}; then finer, for {fine} voxels where most have {longest}"
 
 
 def _coarsen(fingerprint: Fingerprint, spacing: Millimetres, keep_size: bool, n_voxels: int) -> Millimetres:

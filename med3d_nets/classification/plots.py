@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,31 +91,23 @@ def draw_roc(classes: Sequence[OneClass]) -> str:
         return to_svg(figure)
 
 
-def draw_reliability(curves: Mapping[str, Reliability]) -> str:
-    """How often probabilities are right against how high they are, and how many cases each bin has.
-
-    Args:
-        curves: by name.
-    """
+def draw_reliability(found: Reliability) -> str:
+    """How often probabilities are right against how high they are, and how many cases each bin has."""
     with drawing():
         figure = make_figure(9.5, 4.8)
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color=SOFT, linewidth=1.2)
-        for place, (name, each) in enumerate(curves.items()):
-            look = {
-                "color": COLOURS[place],
-                "linestyle": DASHES[place],
-                "linewidth": 1.3,
-                "marker": "o",
-                "markersize": 4,
-            }
-            left.plot(each.confidence, each.frequency, label=f"{name}: ECE {number(each.error)}", **look)
-            right.plot(each.confidence, each.count, **look)
-        left.set(title="Reliability", xlabel="mean probability in the bin", ylabel="share that is right")
+        look = {"color": COLOURS[0], "linewidth": 1.3, "marker": "o", "markersize": 4}
+        left.plot(found.confidence, found.frequency, **look)
+        right.plot(found.confidence, found.count, **look)
+        left.set(
+            title=f"Reliability (ECE {number(found.error)})",
+            xlabel="mean probability in the bin",
+            ylabel="share that is right",
+        )
         right.set(title="Cases in the bin", xlabel="mean probability in the bin", xlim=(-0.02, 1.02), ylim=(0, None))
         _unit_square(left)
         right.grid()
-        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
         return to_svg(figure)
 
 
@@ -177,24 +169,29 @@ def draw_numbers(predictions: Array, targets: Array, agreement: Agreement, name:
 
 
 def draw_pictures(pictures: Sequence[Picture]) -> str:
-    """Slices side by side in grey, with the saliency over them where there is one, and one colour bar.
+    """Slices in grey, in rows; beside each the same again with its saliency over it, where it has one.
 
     Grey levels are percentiles of each slice. Saliency is a share of the slice's highest; negative values are none.
 
     Args:
         pictures: one or more.
     """
-    rows = math.ceil(len(pictures) / COLUMNS)
     salient = any(picture.saliency is not None for picture in pictures)
+    panels: list[Picture] = []
+    for picture in pictures:
+        panels.append(replace(picture, saliency=None))
+        if picture.saliency is not None:
+            panels.append(replace(picture, title=""))
+    rows = math.ceil(len(panels) / COLUMNS)
     bar = 0.55 if salient else 0.0
     width, height = PANEL * COLUMNS, PANEL * rows + bar
     with drawing():
         figure = make_figure(width, height, layout=None, facecolor="black")
-        for place, picture in enumerate(pictures):
+        for place, panel in enumerate(panels):
             row, column = divmod(place, COLUMNS)
             bottom = (bar + PANEL * (rows - 1 - row)) / height
             box = (column / COLUMNS + 0.003, bottom + 0.003, 1 / COLUMNS - 0.006, PANEL / height - 0.006)
-            _picture(figure.add_axes(box, facecolor="black"), picture)
+            _picture(figure.add_axes(box, facecolor="black"), panel)
         if salient:
             _colour_bar(figure, (0.3, 0.42 / height, 0.4, 0.1 / height))
         return to_png(figure)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from med3d_nets.classification.volumes import name_case
 from med3d_nets.distributed import gather
-from med3d_nets.errors import Med3dError
 from med3d_nets.reports import text_table
+from med3d_nets.runs import check_free
 from med3d_nets.weights import write_atomically
 
 __all__ = ["PredictionTable"]
@@ -58,8 +58,7 @@ class PredictionTable:
 
     def start(self, engine: Engine) -> None:
         """Look for an earlier file; this run may replace its own."""
-        if self.path.exists() and not self.overwrite:
-            raise Med3dError(f"{self.path}: exists already; give another --output_dir or pass --overwrite True")
+        check_free([self.path], self.overwrite)
         self.overwrite = True
         self.rows = []
         idist.barrier()  # no process may write before each has looked
@@ -83,7 +82,7 @@ class PredictionTable:
         if idist.get_rank() > 0:
             return
         columns = ["predicted", *(f"probability {name}" for name in self.class_names)]
-        header = ["case", *(self.class_names if self.task == "regression" else columns)]
+        header = ["case", *([f"predicted {self.class_names[0]}"] if self.task == "regression" else columns)]
         content = io.StringIO(newline="")
         csv.writer(content).writerows([header, *rows])
         write_atomically(self.path, content.getvalue())

@@ -14,16 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from med3d_nets.classification.calibration import class_probabilities
-from med3d_nets.classification.page import MOST_WRONG, CasePrediction, Slices, render_classification
+from med3d_nets.classification.page import MOST_WRONG, CasePrediction, find_doubts, render_classification
+from med3d_nets.classification.pictures import CasePictures, Explain
 from med3d_nets.classification.resampling import Estimate
 from med3d_nets.classification.scores import (
     ClassScores,
@@ -37,12 +36,12 @@ from med3d_nets.classification.settings import check_task
 from med3d_nets.classification.volumes import name_case
 from med3d_nets.distributed import gather, gather_shares
 from med3d_nets.errors import Med3dError
-from med3d_nets.report_slices import array_axis, cut_slice
 from med3d_nets.reports import text_table
+from med3d_nets.runs import check_free
 from med3d_nets.settings import Settings, versions
 from med3d_nets.weights import write_atomically
 
-__all__ = ["CURVES", "KEY_METRICS", "TIE_BREAKERS", "PredictionReport", "ScoreReport"]
+__all__ = ["CURVES", "KEY_METRICS", "TIE_BREAKERS", "PredictionReport", "ScoreReport", "score_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +60,6 @@ CURVES = {
 }
 """Metrics that are drawn as the training goes on, by their names; the first one is the task's key metric."""
 
-AXIAL = 2  # world axis across the plane
-
 
 class _Predictions:
     """Collects the predictions of an evaluator's run.
@@ -72,13 +69,10 @@ class _Predictions:
     ``pred``, logits ``(class,)`` or the predicted number ``(1,)``.
     """
 
-    def __init__(self, class_names: Sequence[str], task: str, temperature: float) -> None:
+    def __init__(self, class_names: Sequence[str], task: str) -> None:
         check_task(task, class_names)
-        if not 0 < temperature < math.inf:
-            raise Med3dError(f"temperature is {temperature!r}, expected a number above 0")
         self.class_names = list(class_names)
         self.task = task
-        self.temperature = temperature
         self.cases: list[CasePrediction] = []
 
     def start(self, engine: Engine) -> None:
@@ -117,7 +111,7 @@ class _Predictions:
             return CasePrediction(label=label, **facts)
         if label not in range(count):
             raise Med3dError(f"label is {label:g}, expected a whole number from 0 to {count - 1}")
-        probabilities = class_probabilities(answer, self.temperature).tolist()
+        probabilities = class_probabilities(answer).tolist()
         return CasePrediction(label=int(label), probabilities=tuple(probabilities), **facts)
 
     def score(self, cases: Sequence[CasePrediction], **options: Any) -> ClassScores | NumberScores:
@@ -146,21 +140,14 @@ class ScoreReport(_Predictions):
     Args:
         class_names: names of the classes, or of the one number.
         task: ``"classification"`` or ``"regression"``.
-        temperature: what logits are divided by.
         key_metric: the metric that tells the best epoch, one of :data:`KEY_METRICS`; empty for the task's first.
 
     Raises:
-        Med3dError: if the task, its names, the temperature or the key metric cannot be.
+        Med3dError: if the task, its names or the key metric cannot be.
     """
 
-    def __init__(
-        self,
-        class_names: Sequence[str],
-        task: str = "classification",
-        temperature: float = 1.0,
-        key_metric: str = "",
-    ) -> None:
-        super().__init__(class_names, task, temperature)
+    def __init__(self, class_names: Sequence[str], task: str = "classification", key_metric: str = "") -> None:
+        super().__init__(class_names, task)
         self.key_metric = key_metric or KEY_METRICS[task][0]
         if self.key_metric not in KEY_METRICS[task]:
             raise Med3dError(f"key_metric is {key_metric!r}, expected {' or '.join(KEY_METRICS[task])} for {task}")
@@ -217,16 +204,18 @@ class PredictionReport(_Predictions):
         class_names: names of the classes, or of the one number.
         task: ``"classification"`` or ``"regression"``.
         settings: of the network: :class:`~med3d_nets.settings.Settings`, or the content of ``model.json``.
-        temperature: what logits are divided by.
         thresholds: of class 1's probability, of two classes, to give sensitivity and specificity at.
         overwrite: whether to replace files of an earlier evaluation.
         report: whether to write the page.
-        n_pictures: how many of the cases on the page that are the most wrong are drawn: an axial slice through the
-            middle of what the network saw.
+        n_pictures: how many of the cases on the page that are the most wrong are drawn: an axial slice of what the
+            network saw.
+        chosen: cases that the page shows whatever their loss, see
+            :func:`~med3d_nets.classification.pictures.choose_cases`.
+        explain: adds the saliency of a case, which the slices are then chosen and coloured by, or None.
 
     Raises:
-        Med3dError: if the task, its names, the temperature, a threshold or the number of pictures cannot be; and, as
-            the evaluation starts, if a file is there already.
+        Med3dError: if the task, its names, a threshold or the number of pictures cannot be; and, as the evaluation
+            starts, if a file is there already.
     """
 
     def __init__(
@@ -235,13 +224,14 @@ class PredictionReport(_Predictions):
         class_names: Sequence[str],
         task: str,
         settings: Settings | Mapping[str, Any],
-        temperature: float = 1.0,
         thresholds: Sequence[float] = (0.5,),
         overwrite: bool = False,
         report: bool = True,
         n_pictures: int = MOST_WRONG,
+        chosen: Sequence[str] = (),
+        explain: Explain | None = None,
     ) -> None:
-        super().__init__(class_names, task, temperature)
+        super().__init__(class_names, task)
         check_thresholds(thresholds)
         if isinstance(n_pictures, bool) or not isinstance(n_pictures, int) or n_pictures < 0:
             raise Med3dError(f"n_pictures is {n_pictures!r}, expected a whole number of cases, 0 or more")
@@ -251,8 +241,7 @@ class PredictionReport(_Predictions):
         self.settings = settings
         self.thresholds = list(thresholds)
         self.overwrite = overwrite
-        self.n_pictures = n_pictures if report else 0
-        self.pictures: list[tuple[float, str, Slices]] = []
+        self.pictures = CasePictures(min(n_pictures, MOST_WRONG), chosen, explain)
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
@@ -263,33 +252,43 @@ class PredictionReport(_Predictions):
 
     def prepare(self, engine: Engine) -> None:
         """Look for files of an earlier evaluation; this one may replace its own."""
-        there = [str(path) for path in (*self.paths, self.page) if path and path.exists()]
-        if there and not self.overwrite:
-            verb = "exists" if len(there) == 1 else "exist"
-            raise Med3dError(f"{', '.join(there)}: {verb} already; give another --output_dir or pass --overwrite True")
+        check_free(self._files(), self.overwrite)
         self.overwrite = True
 
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run of the evaluator."""
         super().start(engine)
-        self.pictures = []
+        self.pictures.kept = {}
 
     def collect(self, engine: Engine) -> None:
-        """Take the predictions of an iteration, and slices of the cases that are the most wrong so far."""
+        """Take the predictions of an iteration, and the volumes of the cases that may be shown."""
         super().collect(engine)
         state: Any = engine.state
-        if not self.n_pictures:
-            return
-        for case, given in zip(self.cases[-len(state.batch) :], state.batch, strict=True):
-            self.pictures.append((case.loss, case.file, _middle_slice(given["image"])))
-        self.pictures = sorted(self.pictures, key=lambda picture: -picture[0])[: self.n_pictures]
+        if self.page:
+            for case, given in zip(self.cases[-len(state.batch) :], state.batch, strict=True):
+                self.pictures.keep(case, given["image"])
 
     def __call__(self, engine: Engine) -> None:
         """Write the files and log the scores."""
         cases = gather(self.cases)
-        worst = sorted((each for share in gather_shares(self.pictures) for each in share), key=lambda each: -each[0])
-        if idist.get_rank() > 0:
+        scores = self._write_scores(cases) if idist.get_rank() == 0 else None
+        # After the scores, which are not lost if saliency wants more memory than there is; each process cuts its own.
+        slices = self.pictures.cut(self.pictures.shown(cases)) if self.page else []
+        pictures = dict(pair for share in gather_shares(slices) for pair in share)
+        if scores is None:
             return
+        if self.page:
+            shown = (self.class_names, self.settings, pictures, self.pictures.chosen)
+            write_atomically(self.page, render_classification(cases, scores, *shown))
+        written = ", ".join(map(str, self._files()))
+        table = text_table(["score", "value", "95 % interval"], score_rows(scores))
+        counts = f"{scores.n} cases of {scores.patients} patients, as far as patients are known."
+        logger.info("\n%s\n%s\nwritten: %s", table, " ".join([counts, *find_doubts(scores)]), written)
+
+    def _files(self) -> list[Path]:
+        return [*self.paths, self.page] if self.page else self.paths
+
+    def _write_scores(self, cases: Sequence[CasePrediction]) -> ClassScores | NumberScores:
         options = {"thresholds": self.thresholds} if self.task == "classification" else {}
         scores = self.score(cases, **options)
         write_atomically(self.paths[0], self._csv(cases))
@@ -297,12 +296,7 @@ class PredictionReport(_Predictions):
         if self.task == "classification" and len(self.class_names) == 2:
             record["positive_class"] = self.class_names[1]
         write_atomically(self.paths[1], json.dumps({**record, "versions": versions()}, indent=1) + "\n")
-        if self.page:
-            pictures = {file: slices for _, file, slices in worst[: self.n_pictures]}
-            text = render_classification(cases, scores, self.class_names, self.settings, pictures)
-            write_atomically(self.page, text)
-        written = ", ".join(str(path) for path in (*self.paths, self.page) if path)
-        logger.info("\n%s\nwritten: %s", text_table(["score", "value", "95 % interval"], _rows(scores)), written)
+        return scores
 
     def _csv(self, cases: Sequence[CasePrediction]) -> str:
         content = io.StringIO(newline="")
@@ -324,7 +318,8 @@ def _labels(cases: Sequence[CasePrediction]) -> NDArray[Any]:
     return np.array([case.label for case in cases])
 
 
-def _rows(scores: ClassScores | NumberScores) -> list[list[Any]]:
+def score_rows(scores: ClassScores | NumberScores) -> list[list[Any]]:
+    """Rows to print: a score's name, its value, and its interval, empty where it has none."""
     if isinstance(scores, NumberScores):
         shown = {"MAE": scores.mae, "RMSE": scores.rmse, "R2": scores.r2, "Pearson r": scores.pearson}
         return [_row(name, each) for name, each in shown.items()]
@@ -345,13 +340,3 @@ def _row(name: str, found: Estimate) -> list[Any]:
 
 def _file(given: Mapping[str, Any]) -> str:
     return name_case(given["image"])
-
-
-def _middle_slice(image: MetaTensor) -> Slices:
-    """The axial slice through the middle of ``(channel, depth, height, width)``, its first channel."""
-    affine = np.asarray(image.affine.cpu(), float)
-    across = array_axis(affine, AXIAL)
-    picture = cut_slice(image.as_tensor()[0], affine, AXIAL, image.shape[1 + across] // 2).astype(np.float32)
-    sizes = nibabel.affines.voxel_sizes(affine)
-    columns, rows = (float(sizes[array_axis(affine, world)]) for world in (0, 1))
-    return picture, None, rows / columns if rows > 0 and columns > 0 else 1.0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from med3d_nets.classification.calibration import BINS, class_probabilities, measure_reliability
+from med3d_nets.classification.calibration import BINS
 from med3d_nets.classification.plots import (
     MOST_CURVES,
     draw_confusion,
@@ -27,14 +26,8 @@ Array = NDArray[np.float64]
 LOWER = "Of log loss, Brier score and calibration error, lower is better; of the others, higher."
 
 
-def class_sections(scores: ClassScores, logits: Array, labels: NDArray[np.intp]) -> list[str]:
-    """Scores, sensitivity and specificity, curves, calibration and the confusion matrix.
-
-    Args:
-        scores: of the cases.
-        logits: ``(case, class)``, before temperature scaling.
-        labels: index of the true class, ``(case,)``.
-    """
+def class_sections(scores: ClassScores) -> list[str]:
+    """Scores, sensitivity and specificity, curves, calibration and the confusion matrix."""
     estimates = [scores.accuracy, scores.balanced_accuracy, scores.auc]
     for point in scores.operating_points:
         estimates += [point.sensitivity, point.specificity, point.ppv, point.npv]
@@ -44,7 +37,7 @@ def class_sections(scores: ClassScores, logits: Array, labels: NDArray[np.intp])
         section("Scores", _class_table(scores), note(LOWER), _method(scores, estimates)),
         _operating_points(scores) if scores.operating_points else _each_class(scores),
         _curves(scores),
-        _calibration(scores, logits, labels),
+        _calibration(scores),
         _confusion(scores),
     ]
 
@@ -178,18 +171,15 @@ def _curves(scores: ClassScores) -> str:
     )
 
 
-def _calibration(scores: ClassScores, logits: Array, labels: NDArray[np.intp]) -> str:
-    curves = {"probabilities": scores.reliability}
-    before = measure_reliability(class_probabilities(logits), labels)
-    scaled = not math.isclose(before.error, scores.reliability.error, abs_tol=1e-9)
-    if scaled:
-        curves = {"before temperature scaling": before, "after": scores.reliability}
-    errors = "; ".join(f"{name}: expected calibration error {number(each.error)}" for name, each in curves.items())
+def _calibration(scores: ClassScores) -> str:
     two = len(scores.class_names) == 2
     kind = f"the probability of {scores.class_names[1]}" if two else "the highest probability of each case"
     return section(
         "Calibration",
-        figure(draw_reliability(curves), f"Reliability diagram. {errors}."),
+        figure(
+            draw_reliability(scores.reliability),
+            f"Reliability diagram. Expected calibration error (ECE): {number(scores.reliability.error)}.",
+        ),
         note(
             f"Of {kind}, in {BINS} bins of equal width (Guo et al., arXiv:1706.04599). On the diagonal, probabilities "
             "are as often right as they say.",

@@ -24,6 +24,7 @@ class ClassifierSettings(Settings):
         keep_size: whether volumes are brought to one spacing and padded or cropped to ``input_size``, so that a larger
             structure fills more of it. Otherwise each is resized to it, and nothing tells its size.
         margin_mm: what is kept around a region of interest, mm.
+        regions: whether it was trained on regions of interest, and not on whole volumes; None: not known.
         target: of regression: ``mean`` and ``std`` of the training cases' numbers, which the network's are multiples
             of.
         temperature: what logits are divided by, so that probabilities fit the validation cases; found by the training.
@@ -33,6 +34,7 @@ class ClassifierSettings(Settings):
     dropout: float = 0.0
     keep_size: bool = True
     margin_mm: float = 0.0
+    regions: bool | None = None
     target: Mapping[str, float] | None = None
     temperature: float = 1.0
 

@@ -7,15 +7,17 @@ import io
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from med3d_nets.classification.arrays import array_names, read_array, refer
+from med3d_nets.classification.arrays import array_names, read_array, refer, split_reference
 from med3d_nets.errors import Med3dError
+from med3d_nets.folds import name_some
 from med3d_nets.list_files import find_path, no_folder, read_rows, read_text
 
-__all__ = ["SECTIONS", "Item", "Row", "Table", "has_section", "read_table"]
+__all__ = ["SECTIONS", "Item", "Row", "Table", "has_section", "read_table", "without_point"]
 
 Path: TypeAlias = str | os.PathLike[str]
 Item: TypeAlias = dict[str, Any]
@@ -27,6 +29,7 @@ CENTER_COLUMNS = ("x", "y", "z", "size_mm")
 NUMBER = "value"
 """Name of a number that no column names."""
 
+_WITH_POINT = re.compile(r"([+-]?\d+)\.0*")
 _log = logging.getLogger(__name__)
 
 
@@ -120,12 +123,12 @@ def _read_text(path: str, root: str, labelled: bool, problems: list[str]) -> Tab
     rows = read_rows(path, forms, problems, _others(labelled))
     if no_folder(root, [row[0] for _, row in rows], problems):
         return Table()
-    return Table(
-        [
-            Row(f"{path}, line {number}", row[-1] if labelled else "", {"image": _join(root, row[0]), "patient": ""})
-            for number, row in rows
-        ]
-    )
+    found = []
+    for number, row in rows:
+        where = f"{path}, line {number}"
+        item = {"image": _join_image(where, root, row[0], problems), "patient": ""}
+        found.append(Row(where, row[-1] if labelled else "", item))
+    return Table(found)
 
 
 def _read_npz(path: str, sections: Sequence[str], section: str, labelled: bool, problems: list[str]) -> Table:
@@ -149,7 +152,7 @@ def _read_npz(path: str, sections: Sequence[str], section: str, labelled: bool, 
             expected = f"({count},) or ({count}, 1): one for each volume of {key}"
             problems.append(f"{path}: found {chosen}_labels of shape {array.shape}; expected {expected}")
             return Table()
-        labels = [draw_text(value) for value in array.ravel().tolist()]
+        labels = [without_point(value) for value in array.ravel().tolist()]
     return Table(
         [
             Row(f"{path}, {chosen}_labels[{index}]", label, {"image": refer(path, key, index), "patient": ""})
@@ -165,9 +168,11 @@ def _whole(path: str, key: str) -> Any:
     raise Med3dError(f"{path}: found a single value in {key}; expected an array")
 
 
-def draw_text(value: Any) -> str:
-    """A label of an array as text: whole numbers without a point, whatever the array's type."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def without_point(value: Any) -> str:
+    """A label as text: a whole number that is written as ``1.0`` is ``1``, whether in a table or in an array."""
+    text = str(value)
+    match = _WITH_POINT.fullmatch(text)
+    return str(int(match[1])) if match else text
 
 
 def _read_csv(path: str, root: str, labelled: bool, problems: list[str]) -> Table:
@@ -180,20 +185,24 @@ def _read_csv(path: str, root: str, labelled: bool, problems: list[str]) -> Tabl
     column = _check_header(path, names, labelled, problems)
     if len(problems) > before:
         return Table()
-    rows, paths, unlabelled = [], [], 0
+    rows, paths, unlabelled = [], [], list[str]()
     for number, line in lines[1:]:
         where = f"{path}, line {number}"
         if len(line) != len(names):
             problems.append(f"{where}: found {len(line)} values; expected {len(names)}, as in the header")
             continue
         fields = dict(zip(names, line, strict=True))
+        for name in {"patient", *LABEL_COLUMNS} & fields.keys():
+            if fields[name].lower() == "nan":  # what pandas writes for an empty cell, if it is told to
+                fields[name] = ""
         paths += [fields[name] for name in ("image", "mask") if fields.get(name)]
         if labelled and not fields[column]:
-            unlabelled += 1
+            unlabelled.append(f"line {number}")
         elif item := _csv_item(where, fields, root, problems):
             rows.append(Row(where, fields[column] if labelled else "", item))
     if unlabelled:
-        _log.warning("%s: left out %d of %d rows, which have no %s", path, unlabelled, len(lines) - 1, column)
+        found = (len(unlabelled), len(lines) - 1, column, name_some(unlabelled))
+        _log.warning("%s: left out %d of %d rows, which have no %s: %s", path, *found)
     if no_folder(root, paths, problems):
         return Table()
     return Table(rows, header[names.index(column)] if labelled else NUMBER)
@@ -239,7 +248,8 @@ def _csv_item(where: str, fields: Mapping[str, str], root: str, problems: list[s
     before = len(problems)
     if not fields["image"]:
         problems.append(f"{where}: found no image; expected a path")
-    item: Item = {"image": _join(root, fields["image"]), "patient": fields.get("patient", "")}
+    image = _join_image(where, root, fields["image"], problems)
+    item: Item = {"image": image, "patient": without_point(fields.get("patient", ""))}
     mask = fields.get("mask", "")
     given = {name: fields[name] for name in CENTER_COLUMNS if fields.get(name)}
     if mask:
@@ -264,6 +274,14 @@ def _number(where: str, name: str, text: str, problems: list[str]) -> float:
     if not math.isfinite(value) or (name == "size_mm" and value <= 0):
         problems.append(f"{where}: found {name} {text!r}; expected a number of mm{' above 0' * (name == 'size_mm')}")
     return value
+
+
+def _join_image(where: str, root: str, path: str, problems: list[str]) -> str:
+    """Absolute path of an image; one of an array as a whole is a problem."""
+    if ".npz" in path.lower() and not split_reference(path):
+        expected = "a NIfTI file, or one volume of an array, such as data.npz::train_images::0"
+        problems.append(f"{where}: found {path}; expected {expected}")
+    return _join(root, path)
 
 
 def _join(root: str, path: str) -> str:

@@ -23,10 +23,18 @@ REGION = "region_of_interest"
 """Key of a volume's metadata."""
 
 
-def name_region(item: Mapping[Hashable, Any]) -> str:
-    """What tells the region of an item from others of its image: its mask, or its centre and size; "" for the whole."""
+def name_region(item: Mapping[Hashable, Any], image: str) -> str:
+    """What tells the region of an item from others of its image; "" for the whole of it.
+
+    It is the path of its mask from the folder of the image, since masks of one image may have the same name, or its
+    centre and size.
+
+    Args:
+        item: with the region.
+        image: path of the image.
+    """
     if "mask" in item:
-        return os.path.basename(item["mask"])
+        return os.path.relpath(item["mask"], os.path.dirname(image))
     if "center" in item:
         return f"{' '.join(f'{value:g}' for value in item['center'])}, {item['size_mm']:g} mm"
     return ""
@@ -106,7 +114,7 @@ class CropRegiond(MapTransform, InvertibleTransform):
             grid = tuple(volume.shape[1:]), np.asarray(volume.affine, np.float64)
             start, end = self._box(data, str(volume.meta.get("filename_or_obj", key)), grid)
             cropped[key] = self.crop(volume, tuple(slice(*side) for side in zip(start, end, strict=True)))
-            cropped[key].meta[REGION] = name_region(data)
+            cropped[key].meta[REGION] = name_region(data, str(volume.meta.get("filename_or_obj", key)))
         return cropped
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
