@@ -24,6 +24,7 @@ PROGRAM = "med3d"
 COMMANDS = {
     "list": ("med3d_nets.cli.listing:list_variants", "the variants, and what each bundle has"),
     "get": ("med3d_nets.cli.get:get", "fetch published weights into their bundles"),
+    "check": ("med3d_nets.checking.command:check", "find what is wrong with a data set, and what is odd"),
     "plan": ("med3d_nets.cli.plan:plan", "look at training data and propose settings, with reasons"),
     "train": ("med3d_nets.cli.runs:train", "train a bundle on your cases"),
     "evaluate": ("med3d_nets.cli.runs:evaluate", "score a trained network on labelled cases"),
