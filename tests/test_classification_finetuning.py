@@ -56,7 +56,9 @@ def train_step(network: ClassificationNet) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize(
-    ("finetune", "parts"), [("full", STEM | LAYERS), ("frozen", set()), ("gradual", set())], ids=str
+    ("finetune", "parts"),
+    [("full", STEM | LAYERS), ("frozen", set()), ("gradual", set())],
+    ids=["full", "frozen", "gradual"],
 )
 def test_parts_that_learn_from_the_start(network: ClassificationNet, finetune: str, parts: set[str]) -> None:
     assert freeze_encoder(network, finetune) is network
