@@ -44,7 +44,7 @@ def test_training_shows_its_progress(trained: tuple[Path, str]) -> None:
 def test_training_writes_what_it_should(trained: tuple[Path, str]) -> None:
     models = trained[0] / "models"
     assert {path.name for path in models.iterdir()} == {
-        *("model.pt", "model.json"),
+        *("model.pt", "model.json", "cases.json"),
         *("checkpoint_epoch=2.pt", "checkpoint_epoch=4.pt"),
     }
     state = torch.load(models / "model.pt", weights_only=True)
@@ -201,7 +201,7 @@ def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(
     assert "no space left on the disk" in done.stderr
     assert f"the last good checkpoint is {last}" in done.stderr
     assert last.read_bytes() == (trained[0] / "models" / "checkpoint_epoch=2.pt").read_bytes()
-    assert {path.name for path in models.iterdir()} <= {last.name, "model.pt", "model.json"}
+    assert {path.name for path in models.iterdir()} <= {last.name, "model.pt", "model.json", "cases.json"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -80,7 +80,7 @@ def test_version(med3d: Callable[..., Outcome]) -> None:
     ("words", "said"),
     [
         (["trian", "data"], "no command 'trian'; did you mean 'train'?"),
-        (["x"], "no command 'x'; known: list, get, plan, train, "),
+        (["x"], "no command 'x'; known: list, get, check, plan, train, "),
         (["train"], "med3d train needs DATA before its options"),
         (["train", ".", "--recipe", "patches"], "no recipe 'patches'; did you mean 'patch'?"),
         (["train", ".", "--task", "regresion"], "no task 'regresion'; did you mean 'regression'?"),

@@ -83,9 +83,11 @@ def test_killed_in_the_middle_of_writing_and_run_again(
 
 
 def test_a_disk_that_is_full_by_and_by(models: Path, bundle_run: Run, tmp_path: Path) -> None:
-    """A limit of the file size stands in for it, which the picture is above."""
+    """A limit of the file size stands in for it: above what is written as a trial, below the bytes of probabilities."""
     scans, out = write_scans(tmp_path / "scans", 0), tmp_path / "out"
-    done = command(bundle_run, models, scans, out, "prlimit", "--fsize=70000")
+    noise = np.random.default_rng(0).normal(size=(64, 64, 64)).astype(np.int8)
+    nibabel.save(nibabel.Nifti1Image(noise, np.eye(4)), scans / "case_0.nii.gz")
+    done = command(bundle_run, models, scans, out, "prlimit", "--fsize=70000", probabilities=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: no space left on the disk while writing ")
     assert "Traceback" not in done.stderr
