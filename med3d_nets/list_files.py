@@ -21,6 +21,7 @@ __all__ = [
     "no_folder",
     "raise_for",
     "read_csv",
+    "read_csv_lines",
     "read_rows",
     "read_text",
     "volumes_in",
@@ -115,12 +116,11 @@ def read_rows(
     return rows
 
 
-def read_csv(path: str, problems: list[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Columns of a table, in lower case, and the number and values of each line that has any.
+def read_csv_lines(path: str, problems: list[str]) -> list[tuple[int, list[str]]]:
+    """Number and values of each line of a table that has any, the header first; [] and a problem where it cannot be.
 
     Args:
-        path: UTF-8 text with a header, values separated by commas.
-        problems: one is added for a file that cannot be read or is empty, and for each line of another length.
+        path, problems: as for :func:`read_csv`; lines may differ in length.
     """
     before = len(problems)
     reader = csv.reader(io.StringIO(read_text(path, problems, "a table in UTF-8")), strict=True)
@@ -131,10 +131,21 @@ def read_csv(path: str, problems: list[str]) -> tuple[list[str], list[tuple[int,
                 lines.append((reader.line_num, [field.strip() for field in line]))
     except csv.Error as error:
         problems.append(f"{path}, line {reader.line_num}: found {error}; expected values separated by commas")
-    if len(problems) > before:
-        return [], []
-    if not lines:
+        return []
+    if not lines and len(problems) == before:
         problems.append(f"{path}: found nothing in it; expected a header such as 'image,label' and a case a line")
+    return lines
+
+
+def read_csv(path: str, problems: list[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Columns of a table, in lower case, and the number and values of each line that has any.
+
+    Args:
+        path: UTF-8 text with a header, values separated by commas.
+        problems: one is added for a file that cannot be read or is empty, and for each line of another length.
+    """
+    lines = read_csv_lines(path, problems)
+    if not lines:
         return [], []
     columns = [name.lower() for name in lines[0][1]]
     rows = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import nibabel
 import numpy as np
@@ -35,6 +37,16 @@ def write_case(folder: Path, name: str, seed: int, shape: tuple[int, int, int] =
         (folder / kind).mkdir(parents=True, exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(array, OBLIQUE), folder / kind / f"{name}.nii.gz")
     return f"images/{name}.nii.gz labels/{name}.nii.gz\n"
+
+
+def load_tool(name: str) -> ModuleType:
+    """A script of ``tools/``, as a module."""
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,7 @@ def test_wrong_logits_and_labels(logits: list[list[float]], labels: list[int], p
 
 def test_probabilities() -> None:
     assert class_probabilities([0.0, np.log(3)]) == pytest.approx([0.25, 0.75])
-    assert class_probabilities([[0.0, 2 * np.log(3)]], 2)[0] == pytest.approx([0.25, 0.75])
+    assert class_probabilities([[0.0, np.log(3)]])[0] == pytest.approx([0.25, 0.75])
     assert class_probabilities([0.0, 1000.0]).tolist() == [0, 1]
 
 
@@ -119,7 +119,7 @@ def test_error_is_small_where_probabilities_fit() -> None:
     fits = measure_reliability(class_probabilities(logits), labels).error
     assert fits < 0.03
     assert measure_reliability(class_probabilities(3 * logits), labels).error > 0.15
-    assert measure_reliability(class_probabilities(3 * logits, 3.0), labels).error == pytest.approx(fits)
+    assert measure_reliability(class_probabilities(3 * logits / 3.0), labels).error == pytest.approx(fits)
 
 
 class Scores:

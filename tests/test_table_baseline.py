@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -12,19 +11,14 @@ import nibabel
 import numpy as np
 import pytest
 from classified import LIDC
-from conftest import OBLIQUE, ROOT
+from conftest import OBLIQUE, load_tool
 
 HEADER = "image,mask,patient,label,size"
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tools_table_baseline", ROOT / "tools" / "table_baseline.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("table_baseline")
 
 
 @pytest.fixture(scope="module")

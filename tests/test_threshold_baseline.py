@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,19 +11,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from conftest import OBLIQUE, ROOT
+from conftest import OBLIQUE, load_tool
 
 from med3d_nets.errors import Med3dError
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tools_threshold_baseline", ROOT / "tools" / "threshold_baseline.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("threshold_baseline")
 
 
 @pytest.fixture(scope="module")

@@ -64,17 +64,16 @@ class Reliability:
     error: float
 
 
-def class_probabilities(logits: ArrayLike, temperature: float = 1.0) -> Array:
-    """Softmax of logits divided by a temperature.
+def class_probabilities(logits: ArrayLike) -> Array:
+    """Softmax of logits.
 
     Args:
         logits: ``(case, class)``, or ``(class,)`` of one case.
-        temperature: above 0; above 1 for less confident probabilities.
 
     Returns:
         Probabilities of the same shape, float64.
     """
-    return np.asarray(softmax(np.asarray(logits, np.float64) / temperature, axis=-1))
+    return np.asarray(softmax(np.asarray(logits, np.float64), axis=-1))
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:

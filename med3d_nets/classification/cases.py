@@ -18,8 +18,6 @@ problems that are found come in one :class:`~med3d_nets.errors.Med3dError`, one 
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 from collections.abc import Sequence
@@ -49,7 +47,7 @@ from med3d_nets.classification.tables import (
     without_point,
 )
 from med3d_nets.folds import fold_problems, name_patients
-from med3d_nets.list_files import IMAGE_SUFFIXES, find_path, images_in, raise_for, read_rows, read_text
+from med3d_nets.list_files import IMAGE_SUFFIXES, find_path, images_in, raise_for, read_csv_lines, read_rows
 
 __all__ = ["load_evaluation_cases", "load_images", "load_lists"]
 
@@ -276,13 +274,12 @@ def _written_labels(path: str, items: Sequence[Item], problems: list[str]) -> li
     if suffix != ".csv":
         fields = read_rows(path, [["image"], ["image", "class"]], [], "")
         return [without_point(row[1]) if len(row) > 1 else "" for _, row in fields]
-    lines = csv.reader(io.StringIO(read_text(path, [], "")))
-    header, *rows = [line for line in lines if any(field.strip() for field in line)]
-    columns = [index for index, name in enumerate(header) if name.strip().lower() in LABEL_COLUMNS]
+    header, *rows = [line for _, line in read_csv_lines(path, [])]
+    columns = [index for index, name in enumerate(header) if name.lower() in LABEL_COLUMNS]
     if len(columns) > 1:
-        found = ", ".join(header[index].strip() for index in columns)
+        found = ", ".join(header[index] for index in columns)
         problems.append(f"{path}: found columns {found}; expected one of {', '.join(LABEL_COLUMNS)}")
-    return [without_point(row[columns[0]].strip()) if columns else "" for row in rows]
+    return [without_point(row[columns[0]]) if columns else "" for row in rows]
 
 
 def _array_labels(path: str, items: Sequence[Item]) -> list[str]:

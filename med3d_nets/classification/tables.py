@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import os
@@ -15,7 +13,7 @@ from typing import Any, TypeAlias
 from med3d_nets.classification.arrays import array_names, read_array, refer, split_reference
 from med3d_nets.errors import Med3dError
 from med3d_nets.folds import name_some
-from med3d_nets.list_files import find_path, no_folder, read_rows, read_text
+from med3d_nets.list_files import find_path, no_folder, read_csv_lines, read_rows
 
 __all__ = ["SECTIONS", "Item", "Row", "Table", "has_section", "read_table", "without_point"]
 
@@ -176,7 +174,7 @@ def without_point(value: Any) -> str:
 
 
 def _read_csv(path: str, root: str, labelled: bool, problems: list[str]) -> Table:
-    lines = _csv_lines(path, problems)
+    lines = read_csv_lines(path, problems)
     if not lines:
         return Table()
     header = lines[0][1]
@@ -206,23 +204,6 @@ def _read_csv(path: str, root: str, labelled: bool, problems: list[str]) -> Tabl
     if no_folder(root, paths, problems):
         return Table()
     return Table(rows, header[names.index(column)] if labelled else NUMBER)
-
-
-def _csv_lines(path: str, problems: list[str]) -> list[tuple[int, list[str]]]:
-    """Number and values of each line that has any, the header first; [] and a problem where there are none."""
-    before = len(problems)
-    reader = csv.reader(io.StringIO(read_text(path, problems, "a table in UTF-8")), strict=True)
-    lines = []
-    try:
-        for line in reader:
-            if any(field.strip() for field in line):
-                lines.append((reader.line_num, [field.strip() for field in line]))
-    except csv.Error as error:
-        problems.append(f"{path}, line {reader.line_num}: found {error}; expected values separated by commas")
-        return []
-    if not lines and len(problems) == before:
-        problems.append(f"{path}: found nothing in it; expected a header such as 'image,label' and a case a line")
-    return lines
 
 
 def _check_header(path: str, names: Sequence[str], labelled: bool, problems: list[str]) -> str:
