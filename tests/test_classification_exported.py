@@ -122,7 +122,7 @@ def assert_same_answers(path: Path) -> None:
         assert expected.abs().max() > 0.1
         errors.append(relative_error(found, expected))
         assert errors[-1] < TOLERANCE, (batch, *size)
-    print(f"{known.variant} {known.task} {path.suffix}: largest difference {max(errors):.1e}")  # for the README
+    print(f"{known.variant} {known.task} {path.suffix}: largest difference {max(errors):.1e}")  # for docs/
 
 
 def trained(folder: Path) -> tuple[torch.nn.Module, ClassifierSettings]:

@@ -123,7 +123,7 @@ def assert_same_answers(path: Path, sizes: list[tuple[int, int, int, int]] = SIZ
         errors.append(relative_error(found.cpu(), expected.cpu()))
         assert errors[-1] < TOLERANCE, (batch, *size)
     variant = read_settings(path.parent / "model.json").variant
-    print(f"{variant} {path.suffix}: largest difference {max(errors):.1e}")  # for the README, with pytest -s
+    print(f"{variant} {path.suffix}: largest difference {max(errors):.1e}")  # for docs/sharing.md, with pytest -s
 
 
 # resnet_10 has shortcut B, resnet_18 has A.
