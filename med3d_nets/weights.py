@@ -260,9 +260,8 @@ def load_pretrained(network: nn.Module, path: str, variant: str, resume_path: st
     if not os.path.isfile(path):
         row = get_variant(variant)
         raise Med3dError(
-            f"{path}: no pretrained weights there. Get them with 'python tools/download_weights.py {row.name}' in the "
-            f"project's folder; or give a MedicalNet file, such as {row.filename} from "
-            f"https://huggingface.co/{row.hub_repo}, as --pretrain_path; "
+            f"{path}: no pretrained weights there. Get them with 'med3d get {row.name}'; or give a MedicalNet file, "
+            f"such as {row.filename} from https://huggingface.co/{row.hub_repo}, as --pretrain_path; "
             "or train from scratch with --pretrain_path ''"
         )
     state = map_names(read_tensors(path))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 import pytest
-from published import ROOT
+from conftest import ROOT, load_tool
 
 from med3d_nets.variants import VARIANTS
 
@@ -16,12 +15,7 @@ ALLOW = "--allow_digest_mismatch"
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("convert_pth", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["convert_pth"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["convert_pth"]
+    return load_tool("convert_pth")
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 
 import pytest
 import torch
-from published import ROOT, constant_state, write_published
+from conftest import ROOT, load_tool
+from published import constant_state, write_published
 from servers import serve
 
 from med3d_nets import variants
@@ -19,24 +19,12 @@ TOOLS = ROOT / "tools"
 SMALL = ("resnet_10", "resnet_10_23dataset", "resnet_18")
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def tool():
-    before = {name: sys.modules.pop(name, None) for name in ("convert_pth", "download_weights")}
     sys.path.insert(0, str(TOOLS))  # as it is for a script there
-    yield load("download_weights")
+    yield load_tool("download_weights")
     sys.path.remove(str(TOOLS))
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
+    del sys.modules["convert_pth"]  # which it imports
 
 
 @pytest.fixture(scope="module")

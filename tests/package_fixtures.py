@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,18 +9,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import load_tool
 from packages import NAME, copy_bundle, write_pretrained, write_scores, write_trained
 
 
 @pytest.fixture(scope="module")
-def tool() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("package_bundle", ROOT / "tools" / "package_bundle.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["package_bundle"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["package_bundle"]
+def tool() -> ModuleType:
+    return load_tool("package_bundle")
 
 
 @pytest.fixture(scope="module")

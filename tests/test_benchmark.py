@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_tool
 
 from med3d_nets.errors import Med3dError
 
@@ -18,13 +17,8 @@ TINY = ["--recipe", "patch", "--variant", "resnet_10", "--patch_size", "16,24,16
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tools_benchmark", ROOT / "tools" / "benchmark.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool() -> ModuleType:
+    return load_tool("benchmark")
 
 
 def run(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:

@@ -51,9 +51,9 @@ def test_each_file_is_read_once(tmp_path: Path, image: Path, monkeypatch: pytest
     paths = []
     read = checks.read_volume
 
-    def count(path: str, problems: list[str]) -> Any:
+    def count(path: str, *others: Any) -> Any:
         paths.append(path)
-        return read(path, problems)
+        return read(path, *others)
 
     monkeypatch.setattr(checks, "read_volume", count)
     monkeypatch.setattr(case_checks, "read_volume", count)

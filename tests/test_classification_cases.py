@@ -350,6 +350,28 @@ def test_bad_sources(root: Path, tmp_path: Path) -> None:
     only_line(message(load_images, root, section="all"), "section", "'all'")
 
 
+def test_labels_as_they_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(tmp_path, ["a", "b", "c"])
+
+    def labels(source: str) -> list[str]:
+        return [item["label"] for item in load_images(source, tmp_path, labels=True)]
+
+    (tmp_path / "list.txt").write_text("a.nii.gz 'not sure'\n# b.nii.gz x\n\nb.nii.gz\nc.nii.gz 2\n")
+    assert labels("list.txt") == ["not sure", "", "2"]
+    write_csv(tmp_path, "", "image, Class ", 'a.nii.gz,"x, y"', ",", "b.nii.gz, 1.0", "c.nii.gz,", to="list.csv")
+    assert labels("list.csv") == ["x, y", "1", ""]
+    write_csv(tmp_path, "image", "a.nii.gz", to="bare.csv")
+    assert labels("bare.csv") == labels("a.nii.gz") == [""]
+    write_npz(tmp_path, test=[1.0, 0.0, 2.5])
+    assert labels("data.npz") == ["1", "0", "2.5"]
+    assert not caplog.records
+    np.savez(tmp_path / "many.npz", val_images=volumes(2), val_labels=np.eye(2))
+    assert labels("many.npz") == ["", ""]
+    assert "left out val_labels, of shape (2, 2)" in caplog.text
+    write_csv(tmp_path, "image,label,target", "a.nii.gz,1,2", to="two.csv")
+    only_line(message(labels, "two.csv"), "label, target")
+
+
 # Real data
 
 

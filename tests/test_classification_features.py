@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from classified import volumes, write_csv, write_images, write_npz
+from classified import write_csv, write_images, write_npz
 from conftest import BUNDLE, ROOT
 from ignite.engine import Engine
 from monai.data import MetaTensor
@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from test_datalist import message, only_line
+from test_datalist import message
 from test_every_bundle import workflow
 
 from med3d_nets.classification import features as module
@@ -178,16 +178,20 @@ def write_classifier(folder: Path, **changes: Any) -> ClassificationNet:
     return network
 
 
-def test_table_of_a_classifier_trained_here(bundle: Path, cases: Path, tmp_path: Path) -> None:
-    network = write_classifier(tmp_path)
+def test_table_of_a_classifier_trained_here(
+    bundle: Path, cases: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = write_classifier(tmp_path, regions=True)
     options = {"data_root": str(cases), "ckpt_dir": str(tmp_path), "output": str(tmp_path / "features.csv")}
     extract(bundle, **options, img_list="later.csv")
+    assert "2 of 2 cases have no region of interest, but the network was trained on these" in caplog.text
     x = torch.from_numpy(np.pad((volume(3).clip(90, 300) - 120) / 40, [(1, 1), (0, 0), (2, 2)], constant_values=-0.75))
     expected = by_hand(network.encoder, x[None, None].float())
     np.testing.assert_allclose(embeddings(pd.read_csv(options["output"]))[0], expected, rtol=1e-4, atol=1e-6)
     record = json.loads((tmp_path / "features.json").read_text())
     assert record["weights"]["sha256"] == file_sha256(tmp_path / "model.pt")
     assert record["settings"]["intensity"]["upper"] == 300
+    assert record["settings"]["regions"] is True
     # The same settings with the published encoder: rows that cannot be compared.
     options |= {"ckpt_dir": "", "settings_path": str(tmp_path / "features.json"), "output": str(tmp_path / "new.csv")}
     with pytest.raises((Med3dError, RuntimeError)) as caught:
@@ -235,7 +239,7 @@ def test_missing_weights_are_one_clear_error(cases: Path, bundle_run: Run, tmp_p
     done = bundle_run("features", "configs/classification/features.json", **options)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "tools/download_weights.py resnet_10'" in done.stderr
+    assert "'med3d get resnet_10'" in done.stderr
     assert "checking" not in done.stdout  # no volume was read
 
 
@@ -306,7 +310,7 @@ def test_missing_weights(tmp_path: Path) -> None:
     network = make_encoder("resnet_10")
     for path in ("", str(tmp_path / "pretrained.pt")):
         text = message(load_encoder, network, "resnet_10", pretrain_path=path)
-        for part in (repr(path), "tools/download_weights.py resnet_10'", "--pretrain_path", "--ckpt_dir"):
+        for part in (repr(path), "'med3d get resnet_10'", "--pretrain_path", "--ckpt_dir"):
             assert part in text
     assert f"{tmp_path / 'model.pt'}: found no such file" in message(load_encoder, network, "resnet_10", str(tmp_path))
 
@@ -373,28 +377,3 @@ def test_a_failure_leaves_the_files_of_an_earlier_run(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="full"):
         collected(tmp_path / "a.csv")(Engine(lambda *_: None))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.csv": "earlier", "a.json": "earlier"}
-
-
-# Labels of a list
-
-
-def test_labels_as_they_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_images(tmp_path, ["a", "b", "c"])
-
-    def labels(source: str) -> list[str]:
-        return [item["label"] for item in load_images(source, tmp_path, labels=True)]
-
-    (tmp_path / "list.txt").write_text("a.nii.gz 'not sure'\n# b.nii.gz x\n\nb.nii.gz\nc.nii.gz 2\n")
-    assert labels("list.txt") == ["not sure", "", "2"]
-    write_csv(tmp_path, "", "image, Class ", 'a.nii.gz,"x, y"', ",", "b.nii.gz, 1.0", "c.nii.gz,", to="list.csv")
-    assert labels("list.csv") == ["x, y", "1", ""]
-    write_csv(tmp_path, "image", "a.nii.gz", to="bare.csv")
-    assert labels("bare.csv") == labels("a.nii.gz") == [""]
-    write_npz(tmp_path, test=[1.0, 0.0, 2.5])
-    assert labels("data.npz") == ["1", "0", "2.5"]
-    assert not caplog.records
-    np.savez(tmp_path / "many.npz", val_images=volumes(2), val_labels=np.eye(2))
-    assert labels("many.npz") == ["", ""]
-    assert "left out val_labels, of shape (2, 2)" in caplog.text
-    write_csv(tmp_path, "image,label,target", "a.nii.gz,1,2", to="two.csv")
-    only_line(message(labels, "two.csv"), "label, target")

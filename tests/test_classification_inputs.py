@@ -16,6 +16,7 @@ from test_datalist import save
 from test_every_bundle import workflow
 
 from med3d_nets.errors import Med3dError, explain
+from med3d_nets.formats import WANTED
 
 TRAIN = {f"p{index // 2}_{index}": ("small", "large")[index % 2] for index in range(8)}
 VAL = {"p4_8": "small", "p4_9": "large"}
@@ -105,7 +106,7 @@ def test_image_twice(data: Path, tmp_path: Path) -> None:
 def test_array_in_a_list_of_files(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [f"{name}.nii.gz,{label}" for name, label in TRAIN.items()]
     table = write_csv(data, "image,label", *rows, "data.npz,small", to=str(tmp_path / "all.csv"))
-    assert "line 10: found data.npz; expected a NIfTI file, or one volume" in refusal(load, data, img_list=table)
+    assert f"line 10: found data.npz; expected {WANTED}, or one volume" in refusal(load, data, img_list=table)
     write_csv(data, "image,label", *rows, "data.npz::train_images::1,small", to=str(tmp_path / "all.csv"))
     assert len(load(data, img_list=table, val_list="val.txt")["training"]) == 9
     assert "whose spacing is taken for 1 mm" in caplog.text

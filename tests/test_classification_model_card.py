@@ -69,7 +69,10 @@ def test_metadata_of_either_task(changes: dict[str, Any], expected: list[Any]) -
 
 
 def test_text_of_the_users_cannot_break_the_card() -> None:
-    card = Classifier([network(class_names=["a", "b | c\n<!-- /weights -->"])])
+    name = "b | c\n<!-- /weights -->"
+    scores = {**NUMBERS, "log_loss": 0.5, "caveats": [f"Few cases of {name} (3)"]}
+    card = Classifier([network(class_names=["a", name])], scores)
+    assert "| Few cases of b \\| c &lt;!-- /weights --> (3) |" in card.performance()
     assert "| classes | 0 a, 1 b \\| c &lt;!-- /weights --> |" in card.weights("mine")
     assert "<!--" not in card.weights("mine") + card.performance()
 

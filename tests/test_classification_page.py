@@ -98,7 +98,7 @@ def test_calibration_error_is_said() -> None:
 def test_few_cases_are_said() -> None:
     found = render(predictions(TWO, labels=[0] * 30 + [1] * 5), TWO)
     text = found.text("p")
-    assert "Few cases of cancer (5): what the page says of them is uncertain." in text
+    assert "Few cases of cancer (5): what is said of them is uncertain." in text
     assert "With fewer than about 20 patients confidence intervals are too narrow." in text
     found = render(predictions(TWO, 80), TWO)
     assert "Few cases" not in found.text("p")

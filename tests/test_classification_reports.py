@@ -228,6 +228,7 @@ def test_predictions_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert lines[1].split() == ["score", "value", "95", "%", "interval"]
     assert lines[3].split()[:2] == ["accuracy", f"{record['accuracy']['value']:.4f}"]
     assert any(line.startswith("sensitivity at 0.25 ") for line in lines)
+    assert lines[-2] == " ".join(["9 cases of 6 patients, as far as patients are known.", *record["caveats"]])
     assert lines[-1] == f"written: {', '.join(str(path) for path in (*report.paths, report.page))}"
 
 

@@ -11,6 +11,7 @@ import pytest
 from classified import volumes, write_csv, write_images, write_npz
 
 from med3d_nets.classification.tables import Table, has_section, read_table
+from med3d_nets.formats import WANTED
 
 
 def read(root: Path, name: str, problems: list[str] | None = None, **options: Any) -> Table:
@@ -39,7 +40,8 @@ def test_text_list(tmp_path: Path) -> None:
     assert table.rows[1].where.endswith("list.txt, line 4")
     assert table.target == "value"
     (tmp_path / "list.txt").write_text("a.nii\nb.nii 1\n")
-    assert [row.label for row in read(tmp_path, "list.txt", labelled=False).rows] == ["", ""]
+    assert [row.label for row in read(tmp_path, "list.txt", labels="ignored").rows] == ["", ""]
+    assert [row.label for row in read(tmp_path, "list.txt", labels="kept").rows] == ["", "1"]
     only_problem(tmp_path, "list.txt", "line 1", "'image class'")
 
 
@@ -69,7 +71,7 @@ def test_rows_without_label_are_left_out_with_one_warning(tmp_path: Path, caplog
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "2 of 4 rows, which have no label: line 3, line 4" in caplog.text
     caplog.clear()
-    assert len(read(tmp_path, "train.csv", labelled=False).rows) == 4
+    assert len(read(tmp_path, "train.csv", labels="ignored").rows) == 4
     assert not caplog.records
 
 
@@ -80,8 +82,11 @@ def test_names_of_patients_have_no_point(tmp_path: Path) -> None:
 
 def test_csv_without_labels_for_inference(tmp_path: Path) -> None:
     write_csv(tmp_path, "patient,image", "p,a.nii")
-    assert read(tmp_path, "train.csv", labelled=False).rows[0].item["patient"] == "p"
+    assert read(tmp_path, "train.csv", labels="ignored").rows[0].item["patient"] == "p"
     only_problem(tmp_path, "train.csv", "patient, image", "label, class, target")
+    write_csv(tmp_path, ",image,label,target", "0,a.nii,1,2")  # with the index of pandas
+    assert [row.label for row in read(tmp_path, "train.csv", labels="ignored").rows] == [""]
+    only_problem(tmp_path, "train.csv", "label, target", "one of label, class, target", labels="kept")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("image", ["data.npz", "data.NPZ::train_images", "data.npz::train_images::x"])
 def test_array_in_place_of_an_image(tmp_path: Path, image: str) -> None:
-    expected = "a NIfTI file, or one volume of an array, such as data.npz::train_images::0"
+    expected = f"{WANTED}, or one volume of an array, such as data.npz::train_images::0"
     write_csv(tmp_path, "image,label", "a.nii,0", f"{image},1")
     only_problem(tmp_path, "train.csv", "line 3", f"found {image};", expected)
     (tmp_path / "list.txt").write_text(f"a.nii 0\n{image} 1\n")
@@ -160,14 +165,14 @@ def test_npz(tmp_path: Path, labels: list[Any]) -> None:
 def test_sections_of_an_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", test_images=volumes(2), val_images=volumes(3), val_labels=np.zeros(3))
     assert len(read(tmp_path, "data.npz", sections=["test", "val"]).rows) == 3
-    assert len(read(tmp_path, "data.npz", sections=["test"], labelled=False).rows) == 2
+    assert len(read(tmp_path, "data.npz", sections=["test"], labels="ignored").rows) == 2
     only_problem(tmp_path, "data.npz", "val_labels", "train_images and train_labels")
     only_problem(tmp_path, "data.npz", "test_images and test_labels", sections=["val"], section="test")
     assert has_section("data.npz", tmp_path, "val")
     assert not has_section("data.npz", tmp_path, "test")
     assert not has_section("no.npz", tmp_path, "val")
     np.savez(tmp_path / "one.npz", val_images=volumes(2))
-    assert len(read(tmp_path, "one.npz", sections=["test"], labelled=False).rows) == 2
+    assert len(read(tmp_path, "one.npz", sections=["test"], labels="ignored").rows) == 2
     write_csv(tmp_path, "image,label", "a.nii,1")
     only_problem(tmp_path, "train.csv", "section", "'val'", section="val")
 

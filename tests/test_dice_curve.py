@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import load_tool
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("dice_curve", ROOT / "tools" / "dice_curve.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["dice_curve"] = module  # where a dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("dice_curve")
 
 
 def test_table_and_picture(tool: ModuleType, tmp_path: Path) -> None:

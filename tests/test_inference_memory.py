@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from types import ModuleType
 
 import nibabel
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_tool
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.settings import read_settings
@@ -18,12 +17,7 @@ from med3d_nets.settings import read_settings
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tools_inference_memory", ROOT / "tools" / "inference_memory.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("inference_memory")
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, tool: ModuleType, seen: dict[str, object], extra: int = 0) -> None:

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 import yaml
-from downloader import TOOLS, load
+from conftest import load_tool
+from downloader import TOOLS
 from downloader import published as published
 from downloader import root as root
 from downloader import rows as rows
@@ -48,11 +49,8 @@ def monai_bundle(monkeypatch):
 
 
 def _large_files(row):
-    render = load("render_bundles")
-    try:
-        return render.fill((TOOLS / "templates" / "large_files.yml").read_text(), render.facts(row))
-    finally:
-        del sys.modules["render_bundles"]
+    render = load_tool("render_bundles")
+    return render.fill((TOOLS / "templates" / "large_files.yml").read_text(), render.facts(row))
 
 
 @pytest.mark.parametrize("row", VARIANTS, ids=lambda row: row.name)

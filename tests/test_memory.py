@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_tool
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.variants import VARIANTS, Variant, batch_that_fits
@@ -48,13 +47,7 @@ print(peak - before)
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tools_memory", ROOT / "tools" / "memory.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where a dataclass looks for its own types
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("memory")
 
 
 DEEP = [pytest.param(row, marks=pytest.mark.slow, id=row.name) for row in VARIANTS if row.depth > 50]

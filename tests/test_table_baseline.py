@@ -126,11 +126,17 @@ def test_what_does_not_fit_is_one_line(
     assert "Traceback" not in error
 
 
-def test_an_image_without_a_row_and_one_with_two_are_told(
+def test_a_table_that_does_not_fit_is_told(
     nodules: Path, tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     rows = (nodules / "table.csv").read_text().splitlines()
-    for content, problem in ((rows[:-1], "found no row of the table"), ([*rows, rows[1]], "line 14: found")):
+    contents = {
+        "found no row of the table": rows[:-1],
+        "line 14: found": [*rows, rows[1]],
+        "line 2: found unexpected end of data; expected values": [rows[0], '"a.nii.gz,m.nii.gz,p,a,1'],
+        "line 3: found 2 values; expected 5": [*rows[:2], "a.nii.gz,m.nii.gz"],
+    }
+    for problem, content in contents.items():
         (tmp_path / "other.csv").write_text("\n".join(content) + "\n")
         with pytest.raises(SystemExit):
             run(tool, monkeypatch, nodules, "--table", str(tmp_path / "other.csv"), "--columns", "['size']")

@@ -134,7 +134,7 @@ def test_load_pretrained_tells_where_to_get_a_missing_file(unchanged, tmp_path):
     with pytest.raises(Med3dError, match="no pretrained weights there") as caught:
         load_pretrained(unchanged, str(tmp_path / "pretrained.pt"), "resnet_10_23dataset")
     message = str(caught.value)
-    assert "python tools/download_weights.py resnet_10_23dataset" in message
+    assert "'med3d get resnet_10_23dataset'" in message
     assert "resnet_10_23dataset.pth from https://huggingface.co/TencentMedicalNet/MedicalNet-Resnet10" in message
     assert "--pretrain_path" in message
 

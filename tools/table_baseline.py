@@ -13,7 +13,6 @@ it tells how far they follow the order of each number: near 1, the network has l
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import sys
@@ -37,8 +36,9 @@ from med3d_nets.checks import check_grid, read_volume  # noqa: E402
 from med3d_nets.classification.cases import load_lists  # noqa: E402
 from med3d_nets.classification.reports import score_rows  # noqa: E402
 from med3d_nets.classification.scores import score_classes  # noqa: E402
+from med3d_nets.dicom import series_path  # noqa: E402
 from med3d_nets.errors import Med3dError  # noqa: E402
-from med3d_nets.list_files import find_path, raise_for  # noqa: E402
+from med3d_nets.list_files import find_path, raise_for, read_csv_lines  # noqa: E402
 from med3d_nets.reports import text_table  # noqa: E402
 
 MEAN = "mean intensity"
@@ -101,27 +101,35 @@ def read_rows(table: str, data_root: str, needed: Sequence[str]) -> dict[str, di
     """The rows of a CSV file by the absolute path of their image; its masks' paths become absolute too.
 
     Raises:
-        Med3dError: if the file or a column is missing, or an image is there twice.
+        Med3dError: if the file or a column is missing, the file is no table, or an image is there twice.
     """
     problems: list[str] = []
     path = find_path("table", table, data_root, problems)
     raise_for(problems)
     assert path is not None
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        found = list(reader.fieldnames or [])
-        if missing := [name for name in ("image", *needed) if name not in found]:
-            raise Med3dError(f"{path}: found the columns {', '.join(found)}; expected {', '.join(missing)} too")
-        rows: dict[str, dict[str, str]] = {}
-        for row in reader:
-            image = os.path.abspath(os.path.join(data_root, row["image"] or ""))
-            if image in rows:
-                problems.append(f"{path}, line {reader.line_num}: found {image} a second time; expected it once")
-            rows[image] = row
-            if row.get("mask"):
-                row["mask"] = os.path.abspath(os.path.join(data_root, row["mask"]))
+    rows: dict[str, dict[str, str]] = {}
+    for number, row in _read_columns(path, ["image", *needed]):
+        image = series_path(os.path.abspath(os.path.join(data_root, row["image"])))  # as lists have it
+        if image in rows:
+            problems.append(f"{path}, line {number}: found {image} a second time; expected it once")
+        rows[image] = row
+        if row.get("mask"):
+            row["mask"] = os.path.abspath(os.path.join(data_root, row["mask"]))
     raise_for(problems)
     return rows
+
+
+def _read_columns(path: str, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Number and values, by column, of each line of a CSV file; the names of columns are as they stand in it."""
+    problems: list[str] = []
+    lines = read_csv_lines(path, problems)
+    raise_for(problems)
+    header = lines[0][1]
+    if missing := [name for name in needed if name not in header]:
+        raise Med3dError(f"{path}: found the columns {', '.join(header)}; expected {', '.join(missing)} too")
+    wrong = [(number, len(line)) for number, line in lines if len(line) != len(header)]
+    raise_for([f"{path}, line {number}: found {count} values; expected {len(header)}" for number, count in wrong])
+    return [(number, dict(zip(header, line, strict=True))) for number, line in lines[1:]]
 
 
 def read_predictions(path: str, cases: Sequence[Mapping[str, Any]], name: str) -> list[float]:
@@ -132,13 +140,12 @@ def read_predictions(path: str, cases: Sequence[Mapping[str, Any]], name: str) -
     """
     if not os.path.isfile(path):
         raise Med3dError(f"predictions: found no file {path!r}; expected the predictions.csv of an evaluation")
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     column = f"probability {name}"
-    if not rows or not {"case", column} <= set(rows[0]):
-        found = ", ".join(rows[0]) if rows else "no row"
-        raise Med3dError(f"{path}: found {found}; expected the columns case and {column}")
-    known = {row["case"].split(" [")[0]: float(row[column]) for row in rows}  # a region stands behind its image
+    rows = _read_columns(path, ["case", column])
+    problems: list[str] = []
+    # A region stands behind its image.
+    known = {row["case"].split(" [")[0]: _number(row[column], column, row["case"], problems) for _, row in rows}
+    raise_for(problems)
     if missing := [case["image"] for case in cases if case["image"] not in known]:
         raise Med3dError(f"{path}: found no row for {missing[0]}; expected one for each of the {len(cases)} cases")
     return [known[case["image"]] for case in cases]
@@ -185,7 +192,7 @@ def _mean_within(image: str, mask: str, problems: list[str]) -> float:
     if not mask:
         problems.append(f"{image}: found no mask in the table; expected a file for --mean_intensity True")
         return math.nan
-    volume, region_of = read_volume(image, problems), read_volume(mask, problems)
+    volume, region_of = read_volume(image, problems), read_volume(mask, problems, image)
     if volume is None or region_of is None:
         return math.nan
     (values, affine), (region, mask_affine) = volume, region_of

@@ -104,7 +104,7 @@ def _check_regions(items: Sequence[Item], grid: Grid | None, problems: list[str]
     """Check the masks and centres of one image; a mask itself where the image has no grid to compare with."""
     image = items[0]["image"]
     for path in dict.fromkeys(item["mask"] for item in items if "mask" in item):
-        read = read_volume(path, problems)
+        read = read_volume(path, problems, image)
         if read is None:
             continue
         voxels, affine = read
@@ -141,13 +141,13 @@ def warn_of_regions(items: Sequence[Item], trained: bool | None) -> None:
 
 
 def warn_of_mixture(items: Sequence[Item]) -> None:
-    """Warn of volumes of arrays beside NIfTI files, whose spacing is not known; and of regions beside whole volumes."""
+    """Warn of arrays beside files, since their spacing is not known; and of regions beside whole volumes."""
     count = sum(has_regions([item]) for item in items)
     if 0 < count < len(items):
         _log.warning("found %d cases with a region of interest and %d without", count, len(items) - count)
     arrays = [item["image"] for item in items if split_reference(item["image"])]
     if 0 < len(arrays) < len(items):
-        text = "found NIfTI files and %d volumes of arrays, such as %s, whose spacing is taken for 1 mm"
+        text = "found files and %d volumes of arrays, such as %s, whose spacing is taken for 1 mm"
         _log.warning(text, len(arrays), arrays[0])
 
 

@@ -3,11 +3,11 @@
 Items are dictionaries for MONAI's data sets:
 
 =============  =======================================================================================================
-``image``      absolute path of a NIfTI file, or a reference into a ``.npz`` file
+``image``      absolute path of a volume (:data:`med3d_nets.formats.WANTED`), or a reference into a ``.npz`` file
                (:mod:`~med3d_nets.classification.arrays`)
 ``label``      index of the class, or a number; of images without a task, what their list says, if it is asked for
 ``patient``    name, "" where it is not known
-``mask``       absolute path of a NIfTI file on the image's grid, if the list gives one: the region of interest
+``mask``       absolute path of a volume on the image's grid, if the list gives one: the region of interest
 ``center``     ``[x, y, z]`` of the region of interest in world coordinates (mm, RAS+), if the list gives them
 ``size_mm``    length of the edges of the box around the centre
 =============  =======================================================================================================
@@ -23,7 +23,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from med3d_nets.classification.arrays import array_names, read_array, split_reference
+from med3d_nets.classification.arrays import split_reference
 from med3d_nets.classification.case_checks import check_volumes, repeated, shared, warn_of_mixture
 from med3d_nets.classification.classes import (
     absent_classes,
@@ -37,17 +37,20 @@ from med3d_nets.classification.classes import (
 )
 from med3d_nets.classification.division import divide, division_problems, hold_out, sort_items, tell_of_unknown
 from med3d_nets.classification.tables import (
-    LABEL_COLUMNS,
     SECTIONS,
     Item,
+    Labels,
     Row,
     Table,
     has_section,
     read_table,
     without_point,
 )
+from med3d_nets.dicom import series_path
+from med3d_nets.dicom_folders import images_in
 from med3d_nets.folds import fold_problems, name_patients
-from med3d_nets.list_files import IMAGE_SUFFIXES, find_path, images_in, raise_for, read_csv_lines, read_rows
+from med3d_nets.formats import NIFTI_SUFFIXES, is_other_format
+from med3d_nets.list_files import find_path, raise_for
 
 __all__ = ["load_evaluation_cases", "load_images", "load_lists"]
 
@@ -218,9 +221,9 @@ def load_images(
     An image with one value alone is logged as a warning.
 
     Args:
-        source: a NIfTI file, a reference into a ``.npz`` file, a folder with NIfTI files directly in it, a list of any
-            kind that :func:`load_lists` takes, without labels too, or a sequence of these. Relative paths are looked
-            for in ``data_root``, then in the working directory.
+        source: a volume (:data:`med3d_nets.formats.WANTED`), a reference into a ``.npz`` file, a folder with volumes
+            directly in it, a list of any kind that :func:`load_lists` takes, without labels too, or a sequence of
+            these. Relative paths are looked for in ``data_root``, then in the working directory.
         data_root, in_channels, num_workers: as for :func:`load_lists`.
         section: part of a ``.npz`` file, "train", "val" or "test"; "": "test", else the only one that it has.
         labels: whether items get a "label", as their list writes it (whole numbers without a point), "" where there is
@@ -254,47 +257,13 @@ def _find_images(source: Path, data_root: Path, section: str, labels: bool, prob
         images = [found + os.fspath(source)[len(reference[0]) :]]
     elif os.path.isdir(found):
         images = images_in(found, problems)
-    elif found.lower().endswith(IMAGE_SUFFIXES):
-        images = [found]
+    elif found.lower().endswith(NIFTI_SUFFIXES) or is_other_format(found):
+        images = [series_path(found)]
     else:
-        table = read_table("source", found, data_root, problems, ["test"], section=section, labelled=False)
-        items = [row.item for row in table.rows]
-        if not labels or problems:
-            return items
-        written = _written_labels(found, items, problems)
-        return [{**item, "label": label} for item, label in zip(items, written, strict=True)]
+        kind: Labels = "kept" if labels else "ignored"
+        table = read_table("source", found, data_root, problems, ["test"], section=section, labels=kind)
+        return [{**row.item, "label": without_point(row.label)} if labels else row.item for row in table.rows]
     return [{"image": image, "patient": "", **({"label": ""} if labels else {})} for image in images]
-
-
-def _written_labels(path: str, items: Sequence[Item], problems: list[str]) -> list[str]:
-    """The label of each case of a list, which has been read without a problem, as it is written; "" for none."""
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".npz":
-        return _array_labels(path, items)
-    if suffix != ".csv":
-        fields = read_rows(path, [["image"], ["image", "class"]], [], "")
-        return [without_point(row[1]) if len(row) > 1 else "" for _, row in fields]
-    header, *rows = [line for _, line in read_csv_lines(path, [])]
-    columns = [index for index, name in enumerate(header) if name.lower() in LABEL_COLUMNS]
-    if len(columns) > 1:
-        found = ", ".join(header[index] for index in columns)
-        problems.append(f"{path}: found columns {found}; expected one of {', '.join(LABEL_COLUMNS)}")
-    return [without_point(row[columns[0]]) if columns else "" for row in rows]
-
-
-def _array_labels(path: str, items: Sequence[Item]) -> list[str]:
-    """Labels of the section that the items are of."""
-    reference = split_reference(items[0]["image"])
-    assert reference is not None
-    name = f"{reference[1].removesuffix('_images')}_labels"
-    if name not in array_names(path):
-        return [""] * len(items)
-    array = read_array(path, name)
-    if array.size != len(items):
-        found = f"{path}: left out {name}, of shape {array.shape}"
-        _log.warning("%s, which are not one for each of %d volumes", found, len(items))
-        return [""] * len(items)
-    return [without_point(str(value)) for value in array.ravel().tolist()]
 
 
 def _make_items(

@@ -54,7 +54,7 @@ __all__ = [
 
 FORMATS = (".csv", ".parquet")
 PREPARATION = ("in_channels", "keep_size", "margin_mm", "spacing", "input_size", "intensity")
-"""Settings that a trained classifier has too."""
+"""Settings that a trained classifier has too, and options of the same names."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class FeatureSettings:
         spacing: mm along the RAS axes.
         input_size: voxels along the RAS axes of what the encoder sees.
         intensity: ``lower`` and ``upper`` bounds, ``mean`` and ``std``; None: each volume is normalised by its own.
+        regions: whether a classifier that they are from was trained on regions of interest; None: not known.
         reasons: sentences on where the others are from.
 
     Raises:
@@ -81,6 +82,7 @@ class FeatureSettings:
     spacing: Sequence[float]
     input_size: Sequence[int]
     intensity: Mapping[str, float] | None
+    regions: bool | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,7 +145,7 @@ def _read_classifier(variant: str, ckpt_dir: str) -> FeatureSettings:
         )
     settings = read_settings(path, ClassifierSettings)
     check_settings(settings, path, variant=variant)
-    prepared = {name: getattr(settings, name) for name in PREPARATION}
+    prepared = {name: getattr(settings, name) for name in (*PREPARATION, "regions")}
     return FeatureSettings(**prepared, reasons={"settings": f"those that the classifier in {ckpt_dir} learnt with"})
 
 
@@ -263,9 +265,9 @@ def load_encoder(network: nn.Module, variant: str, ckpt_dir: str = "", pretrain_
         row = get_variant(variant)
         raise Med3dError(
             f"pretrain_path is {path!r}, where there is no file; expected pretrained weights. Get them with "
-            f"'python tools/download_weights.py {row.name}' in the project's folder; or give a MedicalNet file, such "
-            f"as {row.filename} from https://huggingface.co/{row.hub_repo}, as --pretrain_path; or the folder of a "
-            "classifier trained here as --ckpt_dir"
+            f"'med3d get {row.name}'; or give a MedicalNet file, such as {row.filename} from "
+            f"https://huggingface.co/{row.hub_repo}, as --pretrain_path; or the folder of a classifier trained here "
+            "as --ckpt_dir"
         )
     return {"variant": variant, **(load_pretrained(network, path, variant) or {})}
 

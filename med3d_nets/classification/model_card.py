@@ -91,6 +91,8 @@ class Classifier:
                 table(["score", "value", "95 % interval"], rows),
                 "Which cases these were, and whether they had a part in the training, is not recorded.\n",
             ]
+            if caveats := self.scores.get("caveats"):
+                parts += [table(["what a reader of these scores must know"], [[text] for text in caveats])]
         return "\n".join(parts if len(parts) > 1 else [*parts, "No score is recorded for it.\n"])
 
     def weights(self, package: str) -> str:

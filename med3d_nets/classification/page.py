@@ -150,7 +150,7 @@ def _ends(found: Estimate) -> list[str]:
 
 
 def find_doubts(scores: ClassScores | NumberScores) -> list[str]:
-    """What a reader of the figures at the top must know."""
+    """What a reader of the scores must know: sentences for the page, the log and ``metrics.json``."""
     doubts = []
     if isinstance(scores, ClassScores):
         counts = dict(zip(scores.class_names, scores.confusion.sum(1).tolist(), strict=True))
@@ -159,7 +159,7 @@ def find_doubts(scores: ClassScores | NumberScores) -> list[str]:
         if missing:
             doubts.append(f"No case of {', '.join(missing)}: there is no AUC, and other scores leave the class out.")
         if few:
-            doubts.append(f"Few cases of {', '.join(few)}: what the page says of them is uncertain.")
+            doubts.append(f"Few cases of {', '.join(few)}: what is said of them is uncertain.")
     if scores.patients < FEW_CASES:
         kind = "patients" if scores.patients < scores.n else "cases"
         doubts.append(f"With fewer than about {FEW_CASES} {kind} confidence intervals are too narrow.")

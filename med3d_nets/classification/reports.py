@@ -197,7 +197,8 @@ class PredictionReport(_Predictions):
 
     ``predictions.csv`` has a row a case, in the list's order: file, patient, true and predicted class and the
     probability of each class; or the true and the predicted number. ``metrics.json`` has the scores, see
-    :class:`~med3d_nets.classification.scores.ClassScores`, with ``null`` for what is not defined.
+    :class:`~med3d_nets.classification.scores.ClassScores`, with ``null`` for what is not defined, and ``caveats``: what
+    a reader of them must know.
 
     Args:
         output_dir: folder to write to.
@@ -295,7 +296,8 @@ class PredictionReport(_Predictions):
         record = {"task": self.task, "class_names": self.class_names, **as_record(scores)}
         if self.task == "classification" and len(self.class_names) == 2:
             record["positive_class"] = self.class_names[1]
-        write_atomically(self.paths[1], json.dumps({**record, "versions": versions()}, indent=1) + "\n")
+        record |= {"caveats": find_doubts(scores), "versions": versions()}
+        write_atomically(self.paths[1], json.dumps(record, indent=1) + "\n")
         return scores
 
     def _csv(self, cases: Sequence[CasePrediction]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.data.folder_layout import default_name_formatter
+from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_tensor
 from monai.visualize import GradCAM
 from torch import nn
 
 from med3d_nets.classification.arrays import split_reference
+from med3d_nets.datalist import output_names
 from med3d_nets.ensemble import Ensemble
 from med3d_nets.errors import Med3dError
+from med3d_nets.formats import WANTED
 from med3d_nets.runs import check_outputs
 
-__all__ = ["LAYER", "Saliencyd", "check_maps"]
+__all__ = ["LAYER", "Saliencyd", "check_maps", "name_map"]
 
 LAYER = "encoder.layer4"
 """The last stage, which the linear layer reads: an eighth of the resolution, and so are the maps."""
@@ -82,9 +86,9 @@ def check_maps(
         exported_path: network that is used in place of the trained one, or empty.
 
     Raises:
-        Med3dError: if an image is in an ``.npz`` file, which has no grid to write on, or has several
-            regions; if the network is an exported one, whose stages cannot be looked into; or naming the first file in
-            the way.
+        Med3dError: if an image is in an ``.npz`` file, which has no grid to write on, or has several regions; if two
+            maps would have one name; if the network is an exported one, whose stages cannot be looked into; or naming
+            the first file in the way.
     """
     if exported_path:
         raise Med3dError(
@@ -92,14 +96,26 @@ def check_maps(
         )
     if arrays := [case["image"] for case in cases if split_reference(case["image"])]:
         raise Med3dError(
-            f"{arrays[0]}: found an array; expected NIfTI files for --saliency, which maps are written like"
+            f"{arrays[0]}: found an array; expected {WANTED} for --saliency, as maps are written on its grid"
         )
     counts = Counter(case["image"] for case in cases)
     if several := [image for image, count in counts.items() if count > 1]:
         raise Med3dError(
             f"{several[0]}: found {counts[several[0]]} regions; expected one for --saliency, a file an image"
         )
-    check_outputs([dict(case) for case in cases], output_dir, root, "saliency", overwrite)
+    check_outputs(output_names(cases, root), output_dir, root, "saliency", overwrite)
+
+
+def name_map(meta: Mapping[str, Any], saver: Transform) -> dict[str, Any]:
+    """What MONAI's ``SaveImage`` names a map after: what a label map of the image would be named after.
+
+    Args:
+        meta: of the map, with the path of its image.
+        saver: that asks.
+    """
+    named = default_name_formatter(dict(meta), saver)
+    (item,) = output_names([{"image": named["subject"]}], os.path.dirname(named["subject"]))
+    return named | {"subject": item["image"]}
 
 
 def _scale(found: torch.Tensor) -> torch.Tensor:

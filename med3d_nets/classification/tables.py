@@ -8,17 +8,21 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from med3d_nets.classification.arrays import array_names, read_array, refer, split_reference
+from med3d_nets.dicom import series_path
 from med3d_nets.errors import Med3dError
 from med3d_nets.folds import name_some
+from med3d_nets.formats import WANTED
 from med3d_nets.list_files import find_path, no_folder, read_csv_lines, read_rows
 
-__all__ = ["SECTIONS", "Item", "Row", "Table", "has_section", "read_table", "without_point"]
+__all__ = ["SECTIONS", "Item", "Labels", "Row", "Table", "has_section", "read_table", "without_point"]
 
 Path: TypeAlias = str | os.PathLike[str]
 Item: TypeAlias = dict[str, Any]
+Labels: TypeAlias = Literal["needed", "kept", "ignored"]
+"""What is made of the labels of a list: it must have them, they are kept if it has any, or they are left alone."""
 
 SECTIONS = ("train", "val", "test")
 """Parts of a ``.npz`` file: ``train_images`` with ``train_labels``, and so on."""
@@ -62,7 +66,7 @@ def read_table(
     sections: Sequence[str],
     *,
     section: str = "",
-    labelled: bool = True,
+    labels: Labels = "needed",
 ) -> Table:
     """Read a list of any kind; its images are not read, but for those of a ``.npz`` file.
 
@@ -74,7 +78,7 @@ def read_table(
         problems: added to.
         sections: parts of a ``.npz`` file, of which the first that it has is read.
         section: the part to read instead; "": none is chosen.
-        labelled: whether labels are needed; otherwise, they are left alone.
+        labels: whether they are needed, kept or ignored.
     """
     found = find_path(option, path, data_root, problems)
     if found is None:
@@ -85,17 +89,17 @@ def read_table(
     table = Table()
     if suffix == ".npz":
         try:
-            table = _read_npz(found, sections, section, labelled, problems)
+            table = _read_npz(found, sections, section, labels, problems)
         except Med3dError as error:
             problems.append(str(error))
     elif section:
         problems.append(f"section: found {section!r} with {found}; expected it with a .npz file alone")
     elif suffix == ".json":
-        problems.append(f"{found}: found a .json; expected a text list, {_others(labelled)}")
+        problems.append(f"{found}: found a .json; expected a text list, {_others(labels)}")
     elif suffix == ".csv":
-        table = _read_csv(found, root, labelled, problems)
+        table = _read_csv(found, root, labels, problems)
     else:
-        table = _read_text(found, root, labelled, problems)
+        table = _read_text(found, root, labels, problems)
     if not table.rows and len(problems) == before:
         problems.append(f"{found}: found no cases; expected at least one")
     return table
@@ -112,30 +116,30 @@ def has_section(path: Path, data_root: Path, section: str) -> bool:
         return False
 
 
-def _others(labelled: bool) -> str:
-    return "a .csv or a .npz file" if labelled else "a .csv, a .npz or a NIfTI file"
+def _others(labels: Labels) -> str:
+    return "a .csv or .npz file" if labels == "needed" else "a .csv or .npz file, a folder or an image"
 
 
-def _read_text(path: str, root: str, labelled: bool, problems: list[str]) -> Table:
-    forms = [["image", "class"]] if labelled else [["image"], ["image", "class"]]
-    rows = read_rows(path, forms, problems, _others(labelled))
+def _read_text(path: str, root: str, labels: Labels, problems: list[str]) -> Table:
+    forms = [["image"], ["image", "class"]]
+    rows = read_rows(path, forms[1:] if labels == "needed" else forms, problems, _others(labels))
     if no_folder(root, [row[0] for _, row in rows], problems):
         return Table()
     found = []
     for number, row in rows:
         where = f"{path}, line {number}"
         item = {"image": _join_image(where, root, row[0], problems), "patient": ""}
-        found.append(Row(where, row[-1] if labelled else "", item))
+        found.append(Row(where, row[1] if len(row) > 1 and labels != "ignored" else "", item))
     return Table(found)
 
 
-def _read_npz(path: str, sections: Sequence[str], section: str, labelled: bool, problems: list[str]) -> Table:
+def _read_npz(path: str, sections: Sequence[str], section: str, labels: Labels, problems: list[str]) -> Table:
     names = array_names(path)
-    kinds = ("images", "labels") if labelled else ("images",)
+    kinds = ("images", "labels") if labels == "needed" else ("images",)
     has = [name for name in SECTIONS if all(f"{name}_{kind}" in names for kind in kinds)]
     wanted = [section] if section else list(sections)
     chosen = next((name for name in wanted if name in has), None)
-    if chosen is None and not labelled and not section and len(has) == 1:
+    if chosen is None and labels != "needed" and not section and len(has) == 1:
         chosen = has[0]
     if chosen is None:
         expected = " or ".join(" and ".join(f"{name}_{kind}" for kind in kinds) for name in wanted)
@@ -143,18 +147,22 @@ def _read_npz(path: str, sections: Sequence[str], section: str, labelled: bool, 
         return Table()
     key = f"{chosen}_images"
     count = len(_whole(path, key))
-    labels = [""] * count
-    if labelled:
-        array = _whole(path, f"{chosen}_labels")
-        if array.shape not in ((count,), (count, 1)):
-            expected = f"({count},) or ({count}, 1): one for each volume of {key}"
-            problems.append(f"{path}: found {chosen}_labels of shape {array.shape}; expected {expected}")
+    name = f"{chosen}_labels"
+    written = [""] * count
+    if labels == "needed" or (labels == "kept" and name in names):
+        array = _whole(path, name)
+        expected = f"({count},) or ({count}, 1): one for each volume of {key}"
+        if array.shape in ((count,), (count, 1)):
+            written = [without_point(value) for value in array.ravel().tolist()]
+        elif labels == "needed":
+            problems.append(f"{path}: found {name} of shape {array.shape}; expected {expected}")
             return Table()
-        labels = [without_point(value) for value in array.ravel().tolist()]
+        else:
+            _log.warning("%s: left out %s, of shape %s; expected %s", path, name, array.shape, expected)
     return Table(
         [
-            Row(f"{path}, {chosen}_labels[{index}]", label, {"image": refer(path, key, index), "patient": ""})
-            for index, label in enumerate(labels)
+            Row(f"{path}, {name}[{index}]", label, {"image": refer(path, key, index), "patient": ""})
+            for index, label in enumerate(written)
         ]
     )
 
@@ -173,14 +181,14 @@ def without_point(value: Any) -> str:
     return str(int(match[1])) if match else text
 
 
-def _read_csv(path: str, root: str, labelled: bool, problems: list[str]) -> Table:
+def _read_csv(path: str, root: str, labels: Labels, problems: list[str]) -> Table:
     lines = read_csv_lines(path, problems)
     if not lines:
         return Table()
     header = lines[0][1]
     names = [name.lower() for name in header]
     before = len(problems)
-    column = _check_header(path, names, labelled, problems)
+    column = _check_header(path, names, labels, problems)
     if len(problems) > before:
         return Table()
     rows, paths, unlabelled = [], [], list[str]()
@@ -194,25 +202,25 @@ def _read_csv(path: str, root: str, labelled: bool, problems: list[str]) -> Tabl
             if fields[name].lower() == "nan":  # what pandas writes for an empty cell, if it is told to
                 fields[name] = ""
         paths += [fields[name] for name in ("image", "mask") if fields.get(name)]
-        if labelled and not fields[column]:
+        if labels == "needed" and not fields[column]:
             unlabelled.append(f"line {number}")
         elif item := _csv_item(where, fields, root, problems):
-            rows.append(Row(where, fields[column] if labelled else "", item))
+            rows.append(Row(where, fields[column] if column else "", item))
     if unlabelled:
         found = (len(unlabelled), len(lines) - 1, column, name_some(unlabelled))
         _log.warning("%s: left out %d of %d rows, which have no %s: %s", path, *found)
     if no_folder(root, paths, problems):
         return Table()
-    return Table(rows, header[names.index(column)] if labelled else NUMBER)
+    return Table(rows, header[names.index(column)] if column else NUMBER)
 
 
-def _check_header(path: str, names: Sequence[str], labelled: bool, problems: list[str]) -> str:
-    """The column of the labels, "" where there is none."""
+def _check_header(path: str, names: Sequence[str], labels: Labels, problems: list[str]) -> str:
+    """The column of the labels, "" where there is none or they are ignored."""
     found = f"{path}: found columns {', '.join(names)}"
-    labels = [name for name in LABEL_COLUMNS if name in names]
+    columns = [name for name in LABEL_COLUMNS if name in names and labels != "ignored"]
     if "image" not in names:
         problems.append(f"{found}; expected 'image' among them, and commas between them")
-    if labelled and len(labels) != 1:
+    if len(columns) > 1 or (labels == "needed" and not columns):
         problems.append(f"{found}; expected one of {', '.join(LABEL_COLUMNS)}")
     known = ("image", "patient", "mask", *LABEL_COLUMNS, *CENTER_COLUMNS)
     if twice := sorted({name for name in names if name in known and names.count(name) > 1}):
@@ -221,7 +229,7 @@ def _check_header(path: str, names: Sequence[str], labelled: bool, problems: lis
         given = [name for name in CENTER_COLUMNS if name in names]
         if given:
             problems.append(f"{found}; expected {', '.join(missing)} beside {', '.join(given)}, or none of them")
-    return labels[0] if labels else ""
+    return columns[0] if columns else ""
 
 
 def _csv_item(where: str, fields: Mapping[str, str], root: str, problems: list[str]) -> Item | None:
@@ -258,11 +266,11 @@ def _number(where: str, name: str, text: str, problems: list[str]) -> float:
 
 
 def _join_image(where: str, root: str, path: str, problems: list[str]) -> str:
-    """Absolute path of an image; one of an array as a whole is a problem."""
+    """Absolute path of an image, the same for all files of a series; one of an array as a whole is a problem."""
     if ".npz" in path.lower() and not split_reference(path):
-        expected = "a NIfTI file, or one volume of an array, such as data.npz::train_images::0"
+        expected = f"{WANTED}, or one volume of an array, such as data.npz::train_images::0"
         problems.append(f"{where}: found {path}; expected {expected}")
-    return _join(root, path)
+    return series_path(_join(root, path))
 
 
 def _join(root: str, path: str) -> str:

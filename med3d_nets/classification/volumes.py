@@ -1,4 +1,4 @@
-"""Volumes to classify, as MONAI transforms: read from files of both kinds, and cropped to their region of interest."""
+"""Volumes to classify, as MONAI transforms: read from files of every kind, and cropped to their region of interest."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from med3d_nets.checks import Grid, check_grid, read_volume
 from med3d_nets.classification.arrays import read_array, split_reference
 from med3d_nets.classification.regions import Box, box_around, box_of_mask, outside
 from med3d_nets.errors import Med3dError
+from med3d_nets.volume_reader import VolumeReader
 
 __all__ = ["REGION", "CropRegiond", "LoadVolumed", "name_case", "name_region"]
 
@@ -47,24 +48,25 @@ def name_case(image: MetaTensor) -> str:
 
 
 class LoadVolumed(MapTransform):
-    """Read volumes as ``LoadImaged`` and ``EnsureChannelFirstd`` do, from NIfTI files or ``.npz`` files.
+    """Read volumes as ``LoadImaged`` and ``EnsureChannelFirstd`` do, with ``VolumeReader``, or from ``.npz`` files.
 
     They become float32 ``(channel, depth, height, width)`` with their affine (mm). Arrays of a ``.npz`` file lie as
     they are stored, with voxels of 1 mm.
 
     Args:
-        keys: paths of NIfTI files, or references (:mod:`~med3d_nets.classification.arrays`).
+        keys: paths of volumes (:data:`med3d_nets.formats.WANTED`), or references
+            (:mod:`~med3d_nets.classification.arrays`).
     """
 
     def __init__(self, keys: KeysCollection) -> None:
         super().__init__(keys)
-        self.load = LoadImage(image_only=True, ensure_channel_first=True)
+        self.load = LoadImage(reader=VolumeReader(), image_only=True, ensure_channel_first=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the volumes of one case.
 
         Raises:
-            Med3dError: if an array cannot be read.
+            Med3dError: if a volume cannot be read.
         """
         loaded = dict(data)
         for key in self.key_iterator(loaded):
@@ -136,7 +138,7 @@ class CropRegiond(MapTransform, InvertibleTransform):
 
 def _box_of_file(mask: str, image: str, grid: Grid, margin_mm: float) -> Box:
     problems: list[str] = []
-    read = read_volume(mask, problems)
+    read = read_volume(mask, problems, image)
     if read is None:
         raise Med3dError("\n".join(problems))
     voxels, affine = read
