@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import SerializableImage
 from nibabel.spatialimages import SpatialImage
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 __all__ = ["MAX_SPACING", "MAX_VOXELS", "Problem", "check_header", "check_spacing", "read_voxels"]
@@ -28,7 +29,7 @@ MAX_VOXELS = 2**31
 
 _MAX_RATIO = 1032
 """What deflate can make of a byte at most (zlib's "Technical Details")."""
-_BLOCK = 2**20
+_BLOCK, _MARGIN = 2**16, 2**20
 
 
 class Problem(str):
@@ -88,16 +89,23 @@ def read_voxels(path: str, volume: SpatialImage) -> NDArray[Any]:
     Raises:
         Exception: whatever a damaged file makes nibabel, gzip, zlib or numpy raise.
     """
+    proxy: Any = volume.dataobj
     if not (path.lower().endswith(".gz") and isinstance(volume, SerializableImage)):
-        return np.asanyarray(volume.dataobj)
+        return np.asanyarray(proxy)
+    # nibabel would take them from the stream in one piece, of which gzip makes copies.
+    size, done = int(proxy.offset) + math.prod(proxy.shape) * proxy.dtype.itemsize, 0
+    content = np.empty(size, np.uint8)
     with gzip.open(path) as stream:
-        voxels = np.asanyarray(type(volume).from_stream(stream).dataobj)
-        left = voxels.size * volume.get_data_dtype().itemsize + _BLOCK
         while block := stream.read(_BLOCK):
-            left -= len(block)
-            if left < 0:
-                raise ValueError(f"more than twice the {voxels.size} voxels of its header")
-    return voxels
+            part = np.frombuffer(block, np.uint8)[: max(0, size - done)]
+            content[done : done + len(part)] = part
+            done += len(block)
+            if done > 2 * size + _MARGIN:
+                raise ValueError(f"more than twice the {math.prod(proxy.shape)} voxels of its header")
+    if done < size:
+        raise OSError(f"Expected {size} bytes, got {done} bytes")
+    voxels: NDArray[Any] = np.ndarray(proxy.shape, proxy.dtype, content, proxy.offset, order=proxy.order)
+    return apply_read_scaling(voxels, np.asanyarray(proxy.slope), np.asanyarray(proxy.inter))
 
 
 def _most_bytes(path: str, volume: SpatialImage) -> float:
@@ -105,10 +113,9 @@ def _most_bytes(path: str, volume: SpatialImage) -> float:
     image = volume.file_map["image"].filename or path
     size = os.path.getsize(image)
     suffix = os.path.splitext(image)[1].lower()
-    if suffix == ".gz":
-        return _MAX_RATIO * size
+    ratio = {".gz": _MAX_RATIO, ".nii": 1, ".img": 1}.get(suffix, math.inf)
     proxy: Any = volume.dataobj
-    return size - int(proxy.offset) if suffix in (".nii", ".img") else math.inf
+    return ratio * size - int(proxy.offset)
 
 
 def check_spacing(path: str, affine: NDArray[np.float64], problems: list[str], written: Sequence[float] = ()) -> bool:

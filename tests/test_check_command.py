@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from med3d_nets import cli
 from med3d_nets.checking import page
 
 Array = np.ndarray[Any, Any]
@@ -65,7 +65,7 @@ def data(good_data: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Run ``python -m med3d_nets.checking`` with some words in this process; exit status and what is printed.
+    """Run ``med3d check`` with some words in this process; exit status and what is printed.
 
     Plots, which take most of the time for so few cases, are drawn in the tests of the page alone.
     """
@@ -73,10 +73,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
     def call(*words: object) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["check", *map(str, words)])
         status: Any = 0
         try:
-            runpy.run_module("med3d_nets.checking", run_name="__main__")
+            cli.run(["check", *map(str, words)])
         except SystemExit as end:
             status = end.code or 0
         printed = capsys.readouterr()
@@ -330,17 +329,32 @@ def test_lines_of_the_list(data: Path, command: Command) -> None:
         (["data", "--img_list", "no.txt"], "no.txt"),
         (["data", "--val_list", "no.txt"], "val_list"),
         (["data", "--n_seg_classes", "1"], "n_seg_classes: found 1"),
-        (["data", "--in_channels", "two"], "in_channels: found 'two'"),
+        (["data", "--in_channels", "0"], "in_channels: found 0"),
         (["data", "--num_workers", "-1"], "num_workers: found -1"),
         (["data", "--task", "sleep"], "task: found 'sleep'"),
         (["data", "--patient_pattern", "("], "regular expression"),
-        (["data", "--oops", "1"], "--oops"),
         (["data", "--out", "data/train.txt"], "data/train.txt"),
     ],
 )
 def test_command_that_cannot_run(data: Path, command: Command, words: list[str], part: str) -> None:
     status, printed = command(*words)
     assert status == 2
+    assert part in printed
+    assert not (data.parent / "check").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["data", "--oops", "1"], "med3d check has no option --oops"),
+        (["data", "--in_channels", "two"], "--in_channels is 'two', expected a whole number"),
+        ([], "med3d check needs DATA"),
+    ],
+)
+def test_words_that_cannot_be(data: Path, command: Command, words: list[str], part: str) -> None:
+    status, printed = command(*words)
+    assert status == 1
+    assert printed.startswith("error: ")
     assert part in printed
     assert not (data.parent / "check").exists()
 
@@ -358,8 +372,8 @@ def test_reports_are_not_overwritten(data: Path, command: Command) -> None:
 
 def test_as_a_program(data: Path) -> None:
     cut(data / "images/p05.nii.gz")
-    words = [sys.executable, "-m", "med3d_nets.checking", str(data), "--out", str(data / "out")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "ignore"}
+    words = [sys.executable, "-m", "med3d_nets", "check", str(data), "--out", str(data / "out")]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1, ended.stderr
     assert "unreadable or truncated files (1)" in ended.stdout

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from med3d_nets.checking.measures import SIDES, Geometry, measure_image, measure_label
+from med3d_nets.checking.measures import SIDES, Geometry, foreground_box, measure_image, measure_label
 from med3d_nets.checking.outliers import find_outliers, rule
 from med3d_nets.checking.pictures import PictureStore, axial, middle
 from med3d_nets.checking.sides import agreement, mirrored
@@ -153,8 +153,20 @@ def test_content_is_that_of_the_values() -> None:
     image = np.arange(60).reshape(3, 4, 5)
     content = measure_image(image.astype(np.int16), np.eye(4)).content
     assert measure_image(np.asfortranarray(image.astype(">f8")), 2 * np.eye(4)).content == content
-    others = [image + 1, image.reshape(5, 4, 3), image[::-1]]
-    assert content not in [measure_image(other, np.eye(4)).content for other in others]
+    others = [image + 1, image.reshape(5, 4, 3), image[::-1], image / 2, image + 2**16, image + 2**17]
+    found = [measure_image(other, np.eye(4)).content for other in others]
+    assert len({content, *found}) == 1 + len(others)
+    # Numbers that need more than 16 bits, or a fraction, are the same in every type too.
+    for values, dtype in ((others[-1], np.int32), (others[-2], np.uint32), (others[-3], np.float32)):
+        assert measure_image(values.astype(dtype), np.eye(4)).content in found
+    assert measure_image(np.where(image, image, -0.0), np.eye(4)).content == content
+
+
+def test_box_of_the_foreground() -> None:
+    mask = np.zeros((5, 6, 7), bool)
+    assert foreground_box(mask) is None
+    mask[2, 1, 6] = mask[3, 4, 0] = True
+    assert foreground_box(mask) == (slice(2, 4), slice(1, 5), slice(0, 7))
 
 
 # Pictures

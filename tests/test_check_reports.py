@@ -204,10 +204,11 @@ def test_classification(data: Path, command: Command) -> None:
     for part in ("empty masks (1)", "spatial shape (15, 18, 14)", "patients in training and in validation (3)"):
         assert part in printed, printed
     assert "of 6 patients" in printed
-    np.savez(data / "cls_train.npz", train_images=np.zeros((2, 3, 3, 3)), train_labels=np.zeros(2))
-    status, printed = command(data / "cls_train.npz", "--task", "classification", "--out", "other")
-    assert status == 2
-    assert "training checks arrays itself" in printed
+    assert "classes for training: 5 of 0, 4 of 1" in printed
+    (data / "cls_val.csv").write_text("\n".join([lines[0], *lines[10:]]).replace(",1,", ",3,"))
+    printed = command(data, "--task", "classification", "--overwrite", True)[1]
+    assert f"{data / 'cls_val.csv'}, line 2 and 1 more: found class '3'; expected one of 0, 1" in printed
+    assert "classes for" not in command(data, "--task", "regression", "--overwrite", True)[1]
 
 
 # Memory

@@ -73,11 +73,13 @@ def test_train_takes_a_decathlon_description(
     options = ["--data_root", str(folder), "--img_list", "dataset.json", "--val_list", ""]
     assert printed("train", folder)[6:] == [*options, "--n_seg_classes", "3"]
     assert f"training cases: {folder / 'dataset.json'}" in caplog.text
-    assert "validation cases: held out by the training" in caplog.text
+    assert "validation cases: those that this list has, else held out by the training" in caplog.text
     assert "classes: 3, of" in caplog.text
     assert printed("train", folder, "--n_seg_classes", "2")[6:] == [*options, "--n_seg_classes", "2"]
     assert printed("train", folder / "dataset.json")[6:] == [*options, "--n_seg_classes", "3"]
     (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1}}))
+    assert printed("train", folder)[6:] == [*options, "--n_seg_classes", "2"]
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "all": [1, 2]}}))
     assert printed("train", folder)[6:] == options
 
 
@@ -112,9 +114,20 @@ def test_train_leaves_given_lists_as_they_are(printed: Printed, med3d: Callable[
 
 def test_a_folder_without_a_list_is_an_error(med3d: Callable[..., Outcome], tmp_path: Path) -> None:
     for words, said in (
-        (["train"], "found none of seg_train.txt, train.txt, dataset.json"),
-        (["train", "--task", "classification"], "found none of cls_train.txt, cls_train.csv, train.txt, train.csv"),
-        (["evaluate"], "found none of seg_test.txt, test.txt, seg_val.txt, val.txt; expected one of them"),
+        (
+            ["train"],
+            "found none of seg_train.txt, seg_train.csv, train.txt, train.csv, dataset.json, imagesTr, DICOM series;",
+        ),
+        (["train", "--task", "classification"], "found none of cls_train.txt, cls_train.csv, train.txt, train.csv;"),
+        (
+            ["evaluate"],
+            "found none of seg_test.txt, seg_test.csv, test.txt, test.csv, seg_val.txt, seg_val.csv, val.txt, val.csv, "
+            "seg_train.txt, seg_train.csv, train.txt, train.csv, dataset.json, imagesTr, DICOM series;",
+        ),
+        (
+            ["evaluate", "--task", "regression"],
+            "found none of cls_test.txt, cls_test.csv, test.txt, test.csv, cls_val.txt, cls_val.csv, val.txt, val.csv;",
+        ),
     ):
         status, out, err = med3d(words[0], tmp_path, *words[1:])
         assert (status, out) == (1, "")
@@ -141,11 +154,20 @@ def test_evaluate_takes_the_test_before_the_validation(printed: Printed, tmp_pat
     assert printed("evaluate", folder, *fold[:2])[6:] == together
 
 
-def test_evaluate_takes_no_training_cases(printed: Printed, med3d: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_evaluate_takes_what_the_training_held_out(
+    printed: Printed, med3d: Callable[..., Outcome], tmp_path: Path
+) -> None:
     folder = lists(tmp_path / "d", dataset__json=json.dumps({"training": [{"image": "a", "label": "b"}]}))
-    assert med3d("evaluate", folder)[0] == 1
+    held_out = ["--img_list", "dataset.json", "--val_list", ""]
+    assert printed("evaluate", folder)[8:] == held_out
     lists(folder, dataset__json=json.dumps({"validation": [{"image": "a", "label": "b"}]}))
     assert printed("evaluate", folder)[8:] == ["--val_list", "dataset.json"]
+    assert printed("evaluate", folder, "--val_list", "")[8:] == held_out
+    lists(folder, train__txt="a b")
+    assert printed("evaluate", folder)[8:] == ["--val_list", "dataset.json"]
+    (folder / "dataset.json").unlink()
+    assert printed("evaluate", folder)[8:] == ["--img_list", "train.txt", "--val_list", ""]
+    assert med3d("evaluate", folder, "--task", "classification")[0] == 1
 
 
 def test_predict_takes_files_folders_and_lists(

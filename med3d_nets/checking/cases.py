@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from med3d_nets.checking.classified import read_volume
 from med3d_nets.checking.measures import ImageFacts, LabelFacts, measure_image, measure_label, to_ras
 from med3d_nets.checking.pictures import PictureStore, axial, draw, middle
 from med3d_nets.checks import (
@@ -18,7 +19,6 @@ from med3d_nets.checks import (
     check_intensities,
     check_shape,
     count_labels,
-    read_volume,
     reason,
 )
 from med3d_nets.volume_files import Problem
@@ -31,8 +31,8 @@ class Case:
     """A case of a list.
 
     Attributes:
-        part: ``"training"`` or ``"validation"``.
-        images: one file or more, on one grid.
+        part: ``"training"``, ``"validation"`` or ``"test"``.
+        images: one file or more, on one grid, or a reference to a volume of an array.
         label: file of the label map, or of the mask; "" for none.
         patient: name, "" where it is not known.
         masked: whether ``label`` is a mask, whose values above 0 are the region of interest.
@@ -140,7 +140,7 @@ def _read_image(
 def _read_label(case: Case, options: Options, problems: list[str]) -> tuple[LabelFacts | None, _Slice]:
     """What was measured in a label map or mask, and what the picture needs of it."""
     path = case.label
-    read = read_volume(path, problems)
+    read = read_volume(path, problems, case.images[0])
     if read is None:
         return None, _Slice()
     voxels, affine = read

@@ -14,7 +14,6 @@ from med3d_nets.checking.pictures import PictureStore
 from med3d_nets.checking.reports import as_json, as_text
 from med3d_nets.errors import Med3dError
 from med3d_nets.list_files import raise_for
-from med3d_nets.runs import check_free
 from med3d_nets.weights import write_atomically
 
 __all__ = ["check"]
@@ -42,17 +41,21 @@ def check(
     Examples:
         med3d check /data/Task04_Hippocampus
         med3d check /data/nodules/seg_train.txt --n_seg_classes 2 --patient_pattern "LIDC-IDRI-\\d+" --out nodules
+        med3d check /data/adrenalmnist3d.npz --task classification
 
     Errors, such as truncated files or labels on another grid, stop a training too; warnings, such as outliers, do not.
     The report is printed, and written as check.json and check.html, a page with pictures. The exit status is 0 where no
     error was found, 1 where some were, and 2 if the check itself could not run, as without a list.
+
+    A .npz file is held in memory, as by a training; its part for a test is checked too.
 
     Args:
         data: a folder, or a list in the folder that its paths are relative to, as med3d train takes them.
         data_root: folder that the list's paths are relative to, if it is another.
         img_list: list of the training cases; by default the folder's.
         val_list: list of the validation cases; by default the one beside that of the training cases.
-        task: "segmentation", "classification" or "regression"; of the latter two, images and masks are checked.
+        task: "segmentation", "classification" or "regression"; of the latter two, images, masks, classes and numbers
+            are checked.
         n_seg_classes: number of classes, background included; 0: as dataset.json says, else as the labels tell.
         in_channels: channels of the images.
         patient_pattern: regular expression that finds the patient in the path of an image.
@@ -92,7 +95,8 @@ def _run(
     """Check, print and write; the number of errors."""
     _check_options(given["n_seg_classes"], in_channels, num_workers)
     targets = folder / "check.json", folder / "check.html"
-    check_free(targets, overwrite)
+    if there := [str(target) for target in targets if target.exists() and not overwrite]:
+        raise Med3dError(f"found {' and '.join(there)}; replace them with --overwrite, or name another folder by --out")
     lists = find_cases(data, task, {k: str(v) for k, v in given.items() if v}, in_channels, patient_pattern)
     options = Options(int(lists.options["n_seg_classes"]), in_channels)
     with PictureStore() as store:

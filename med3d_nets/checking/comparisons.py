@@ -13,6 +13,7 @@ from med3d_nets.checking.findings import Finding
 from med3d_nets.checking.measures import ImageFacts
 from med3d_nets.checking.outliers import SHARE, Outlier, find_outliers
 from med3d_nets.checking.sides import mirrored
+from med3d_nets.classification.arrays import split_reference
 
 __all__ = ["compare"]
 
@@ -75,8 +76,12 @@ def _duplicates(records: Sequence[Record], names: Sequence[str]) -> Iterator[Fin
 
 
 def _mirrored(records: Sequence[Record], names: Sequence[str]) -> Iterator[Finding]:
-    """Cases that lie mirrored."""
-    known = [(place, record.images[0]) for place, record in enumerate(records) if record.images and record.images[0]]
+    """Cases that lie mirrored; how those of arrays lie, nobody knows."""
+    known = [
+        (place, record.images[0])
+        for place, record in enumerate(records)
+        if record.images and record.images[0] and not split_reference(record.case.images[0])
+    ]
     images = [image for _, image in known if image is not None]
     labels = [records[place].label for place, _ in known]
     reasons = mirrored(

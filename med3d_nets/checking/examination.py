@@ -21,7 +21,7 @@ from med3d_nets.checking.comparisons import compare
 from med3d_nets.checking.findings import ERROR, KINDS, WARNING, Finding, count
 from med3d_nets.checking.lists import Lists
 from med3d_nets.checking.pictures import PictureStore
-from med3d_nets.evaluation_page import short_names
+from med3d_nets.list_files import short_names
 
 __all__ = ["Examination", "examine"]
 
@@ -62,8 +62,8 @@ class Examination:
 
     def lead(self) -> str:
         """How many cases of which lists, in words."""
-        parts = {part: sum(record.case.part == part for record in self.records) for part in ("training", "validation")}
-        named = ", ".join(f"{number} {part}" for part, number in parts.items() if number)
+        parts = Counter(record.case.part for record in self.records)
+        named = ", ".join(f"{number} {part}" for part, number in parts.items())
         patients = len({record.case.patient for record in self.records if record.case.patient})
         known = f"of {patients} patients" if patients else "patients not known"
         return f"{len(self.records)} cases ({named}; {known}), read in {self.seconds:.1f} s"

@@ -33,7 +33,7 @@ class Finding:
 
     Attributes:
         kind: key of :data:`KINDS`.
-        part: ``"training"`` or ``"validation"``; "" where it is the list's.
+        part: ``"training"``, ``"validation"``, ``"test"`` or ``"unlabelled"``; "" where it is the list's.
         case: short name of the case, "" where it is the list's.
         file: the file that it is about.
         found, expected: in words.
@@ -79,6 +79,11 @@ KINDS = {
     "repeated": Kind(ERROR, "cases that are listed twice", "Delete one of the lines."),
     "shared": Kind(ERROR, "images in training and in validation", "Take the image out of one of the lists."),
     "patients": Kind(ERROR, "patients in training and in validation", "Keep all cases of a patient in one list."),
+    "unlabelled": Kind(
+        WARNING,
+        "no label maps",
+        "A prediction needs none; a training needs one for each image.",
+    ),
     "empty_label": Kind(
         WARNING, "labels without foreground", "Is the class not there, or is the label not drawn? Leave out the latter."
     ),

@@ -152,23 +152,32 @@ def measure_label(voxels: Array, counts: NDArray[np.int64], affine: NDArray[np.f
 
 def foreground_box(mask: NDArray[np.bool_]) -> Box | None:
     """The box around what is true in a volume, or None where nothing is."""
-    box = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        found = np.flatnonzero(mask.any(axis=others))
-        if not found.size:
-            return None
-        box.append(slice(int(found[0]), int(found[-1]) + 1))
-    return box[0], box[1], box[2]
+    plane = np.asarray(mask.any(axis=2))
+    places = [np.flatnonzero(line) for line in (plane.any(axis=1), plane.any(axis=0), mask.any(axis=(0, 1)))]
+    if not places[0].size:
+        return None
+    x, y, z = (slice(int(found[0]), int(found[-1]) + 1) for found in places)
+    return x, y, z
 
 
 def _hash(voxels: Array) -> str:
     """Hash of shape and values, of which a part at a time is converted."""
-    digest = hashlib.blake2b(repr(voxels.shape).encode(), digest_size=16)
+    # Not for security: processors have instructions for it.
+    digest = hashlib.sha1(repr(voxels.shape).encode(), usedforsecurity=False)
     flat = voxels.ravel(order="F")  # the order of the file, so that nothing is copied
     for start in range(0, flat.size, _PART):
-        digest.update(flat[start : start + _PART].astype("<f4").tobytes())
+        digest.update(_common(flat[start : start + _PART]).data)
     return digest.hexdigest()
+
+
+def _common(values: Array) -> Array:
+    """The same for the same values of any type: in 16 bits, if all are such whole numbers, else in single precision."""
+    if values.dtype.kind in "iu" and np.can_cast(values.dtype, np.int16):
+        return values.astype("<i2", copy=False)
+    single = values.astype("<f4")
+    with np.errstate(invalid="ignore"):
+        whole = single.astype("<i2")
+    return whole if np.array_equal(whole, single) else single
 
 
 def _sides(volume: NDArray[np.floating[Any]]) -> Sides:

@@ -13,6 +13,7 @@ from med3d_nets.checking.examination import Examination
 from med3d_nets.checking.findings import ERROR, KINDS, WARNING, Finding, by_kind
 from med3d_nets.checking.measures import PERCENTILES, Geometry, ImageFacts
 from med3d_nets.checks import AFFINE_TOLERANCE
+from med3d_nets.classification.arrays import split_reference
 from med3d_nets.cli.tables import align
 from med3d_nets.volume_files import MAX_SPACING, MAX_VOXELS
 
@@ -20,6 +21,7 @@ __all__ = ["as_json", "as_text", "notes", "verdict"]
 
 SHOWN = 3
 """Findings of a kind that the screen shows."""
+_CLASSES = 10
 
 _EFFECTS = {ERROR: "errors: training stops at them", WARNING: "warnings: training goes on"}
 
@@ -47,7 +49,10 @@ def verdict(examination: Examination) -> str:
     if not errors and not warnings:
         return "nothing found"
     counts = [f"{n} {word}{'s' * (n > 1)}" for n, word in ((errors, ERROR), (warnings, WARNING)) if n]
-    return f"{' and '.join(counts)}{'' if errors else ': training will start'}"
+    if errors:
+        return " and ".join(counts)
+    labelled = all(finding.kind != "unlabelled" for finding in examination.findings)
+    return f"{' and '.join(counts)}: {'training will start' if labelled else 'the images can be predicted'}"
 
 
 def notes(examination: Examination) -> list[str]:
@@ -55,12 +60,17 @@ def notes(examination: Examination) -> list[str]:
     values = set[int]().union(*(record.label.voxels for record in examination.records if record.label is not None))
     lines = []
     if values and not examination.options.n_seg_classes and not examination.records[0].case.masked:
-        named = ", ".join(map(str, sorted(values)[:10])) + ", ..." * (len(values) > 10)
+        named = ", ".join(map(str, sorted(values)[:_CLASSES])) + ", ..." * (len(values) > _CLASSES)
         lines.append(f"n_seg_classes is not given, so that any label value passes; the labels have {named}")
+    arrays = sum(split_reference(record.case.images[0]) is not None for record in examination.records)
     if not any(record.case.patient for record in examination.records):
-        lines.append(
-            "patients are not known, so that one may be in training and in validation: --patient_pattern tells"
-        )
+        tells = ": --patient_pattern tells" * (arrays < len(examination.records))
+        lines.append(f"patients are not known, so that one may be in training and in validation{tells}")
+    if arrays:
+        lines.append(f"{arrays} volumes of arrays have no spacing and no orientation: taken for 1 mm and RAS")
+    for part, classes in examination.lists.classes.items():
+        named = ", ".join(f"{number} of {name}" for name, number in list(classes.items())[:_CLASSES])
+        lines.append(f"classes for {part}: {named}{', ...' * (len(classes) > _CLASSES)}")
     return lines
 
 
@@ -90,6 +100,7 @@ def as_json(examination: Examination) -> str:
             "max_voxels": MAX_VOXELS,
             "outliers": outliers.rule(),
         },
+        "classes": examination.lists.classes,
         "findings": [_finding(finding) for finding in examination.findings],
         "cases": [_case(record, name) for record, name in zip(examination.records, examination.names, strict=True)],
     }

@@ -16,7 +16,7 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from med3d_nets.checkpointing import checkpoint_activations
-from med3d_nets.cli.lists import find_list
+from med3d_nets.cli.lists import data_folder, find_list
 from med3d_nets.cli.tables import align
 from med3d_nets.datalist import load_cases
 from med3d_nets.distributed import select_device
@@ -74,7 +74,7 @@ def plan(
 
     Args:
         data_root: folder that the list's paths are relative to, or the list in it.
-        img_list: list of the training cases, as training takes it; by default train.txt or dataset.json of the folder.
+        img_list: list of the training cases, as training takes it; by default the folder's, or the folder itself.
         n_seg_classes: number of classes, background included; 0: as the labels tell.
         class_names: their names; by default those of a dataset.json in the data's folder.
         in_channels: channels of the images.
@@ -98,8 +98,8 @@ def plan(
         Med3dError: for data or options that do not fit.
     """
     if not img_list:
-        path = find_list(data_root)
-        data_root, img_list = str(path.parent), path.name
+        img_list = str(find_list(data_root))
+        data_root = str(data_folder(data_root))
     given = (spacing, patch_size, batch_size, intensity, memory_gb, flip_axes)
     check_given(*given, in_channels)
     target = _target(out, overwrite)

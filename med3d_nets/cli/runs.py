@@ -58,11 +58,12 @@ def train(
         --input_D, --input_H, --input_W of the recipe "whole"
     Of a classification: --finetune frozen, --class_weights balanced, --input_size "[40,56,40]"
 
-    The others are in the tables of README.md and at the top of the bundle's configs/train.json, configs/patch.json and
-    configs/classification/train.json. For several GPUs, see README.md.
+    The others are in docs/training.md and docs/classification.md, and at the top of the bundle's configs/train.json,
+    configs/patch.json and configs/classification/train.json.
 
     Args:
-        data: folder with train.txt (and val.txt) or dataset.json, or a list in the folder that its paths start from.
+        data: folder with train.txt (and val.txt), train.csv, dataset.json or imagesTr and labelsTr, or a list in the
+            folder that its paths start from.
         task: segmentation, classification or regression.
         recipe: of a segmentation: patch (the default), planned from the cases, or whole, as MedicalNet's.
         variant: one of med3d list, whose bundle in the project is trained; the default is resnet_10.
@@ -115,11 +116,12 @@ def evaluate(
         --test_time_flips True    of a segmentation trained with flips
         --no_cuda True            on the CPU
 
-    The others are in README.md and at the top of the bundle's configs/evaluate.json, configs/train.json and their like
-    in configs/classification.
+    The others are in docs/inference.md and at the top of the bundle's configs/evaluate.json, configs/train.json and
+    their like in configs/classification.
 
     Args:
-        data: folder with test.txt or val.txt, or a list in the folder that its paths start from.
+        data: folder with test.txt, val.txt or labelled cases for either in train.csv, dataset.json or labelsTs, or a
+            list in the folder that its paths start from; otherwise, those that the training held out are scored.
         task: segmentation, classification or regression.
         variant: one of med3d list, whose bundle in the project was trained; the default is resnet_10.
         bundle: folder of another bundle; in a bundle's folder, that one is the default.
@@ -161,7 +163,7 @@ def predict(
         --exported_path FILE      an exported network
         --no_cuda True            on the CPU
 
-    The others are in README.md and at the top of the bundle's configs/inference.json and
+    The others are in docs/inference.md and at the top of the bundle's configs/inference.json and
     configs/classification/inference.json.
 
     Args:
@@ -202,7 +204,7 @@ def features(
         --spacing "[1,1,1]", --input_size "[40,56,40]"
         --overwrite True        replace an earlier table
 
-    The others are in README.md and at the top of the bundle's configs/classification/features.json.
+    The others are in docs/classification.md and at the top of the bundle's configs/classification/features.json.
 
     Args:
         inputs: NIfTI files, a folder of them, or a list.
