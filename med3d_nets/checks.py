@@ -16,6 +16,7 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
+from med3d_nets.dicom_seg import is_segmentation
 from med3d_nets.distributed import gather, shard
 from med3d_nets.formats import WANTED, images_of, is_other_format, read_other_volume
 from med3d_nets.volume_files import Problem, check_header, check_spacing, read_voxels
@@ -117,7 +118,7 @@ def check_case(case: Mapping[str, Any], n_seg_classes: int, in_channels: int) ->
             check_grid(path, grid, images[0], image, problems)
     if "label" not in case:
         return problems, None
-    label, classes = _check_label(case["label"], n_seg_classes, problems)
+    label, classes = _check_label(case["label"], images[0], n_seg_classes, problems)
     if image and label:
         check_grid(case["label"], label, images[0], image, problems)
     return problems, classes
@@ -188,12 +189,13 @@ def check_intensities(path: str, voxels: NDArray[Any], channels: int, problems: 
     return fits
 
 
-def _check_label(path: str, n_seg_classes: int, problems: list[str]) -> tuple[Grid | None, set[int] | None]:
+def _check_label(path: str, image: str, n_seg_classes: int, problems: list[str]) -> tuple[Grid | None, set[int] | None]:
     """Read a label map and check its shape and values; its grid and classes, None where they are wrong."""
-    if os.path.isdir(path):
-        problems.append(Problem(f"{path}: found a folder; expected the file of a label map", "missing"))
+    if os.path.isdir(path) and not is_segmentation(path):
+        expected = "the file of a label map, or a DICOM segmentation alone in a folder"
+        problems.append(Problem(f"{path}: found a folder; expected {expected}", "missing"))
         return None, None
-    read = read_volume(path, problems)
+    read = read_volume(path, problems, image)
     if read is None:
         return None, None
     voxels, affine = read
@@ -263,10 +265,17 @@ def check_finite(path: str, voxels: NDArray[Any], problems: list[str]) -> bool:
     return not bad
 
 
-def read_volume(path: str, problems: list[str]) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
-    """Voxels of one file or DICOM series, of single precision at most as MONAI loads them, and its affine."""
+def read_volume(path: str, problems: list[str], image: str = "") -> tuple[NDArray[Any], NDArray[np.float64]] | None:
+    """Voxels of one file or DICOM series, of single precision at most as MONAI loads them, and its affine.
+
+    Args:
+        path: of an image, a label map or a mask.
+        problems: added to.
+        image: the image of a label map or mask: DICOM segmentations have the slices alone that they say something of,
+            and are put on its grid.
+    """
     if os.path.exists(path) and is_other_format(path):
-        other = read_other_volume(path, problems)
+        other = read_other_volume(path, problems, image)
         return other if other and check_spacing(path, other[1], problems) else None
     if not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "no such file"

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 from monai.data.utils import create_file_basename
 
 from med3d_nets.checks import check_cases, identity
-from med3d_nets.dicom import dicom_files
+from med3d_nets.dicom import is_dicom_file, name_series, series_path
 from med3d_nets.errors import Med3dError
 from med3d_nets.folds import check_groups, divide, fold_problems, hold_out, sort_cases
-from med3d_nets.formats import images_of
+from med3d_nets.formats import SUFFIXES, images_of, parts_of
 from med3d_nets.list_files import find_path, raise_for, read_rows
 from med3d_nets.sources import FORMS, OTHERS, Source, read_source
 
@@ -118,6 +118,7 @@ def load_evaluation_cases(
     *,
     n_seg_classes: int,
     in_channels: int = 1,
+    val_fraction: float = 0.2,
     folds: int = 0,
     fold: int = -1,
     seed: int = 1,
@@ -126,27 +127,32 @@ def load_evaluation_cases(
 ) -> Cases:
     """Labelled cases to evaluate, whose files have been read and checked: ``val_list``, or what a fold has not seen.
 
-    The arguments, items and errors are those of :func:`load_datalist`. Without a ``val_list``, the cases are those that
-    ``img_list`` has for validation. With a ``fold``, they are those that its training held out of ``img_list``. With
-    ``folds`` alone, for all networks together, they are those of ``val_list``; where patients are known, by a
-    ``patient_pattern`` or by the list, none of them may be in ``img_list``.
+    The arguments, items and errors are those of :func:`load_datalist`. Of a source with several parts, the cases are
+    those for a test that have labels, else those for validation. Without a ``val_list``, they are such cases of
+    ``img_list``, else those that a training on it holds out. With a ``fold``, they are those that its training held
+    out of ``img_list``. With ``folds`` alone, for all networks together, they are those of ``val_list``; where
+    patients are known, by a ``patient_pattern`` or by the list, none of them may be in ``img_list``.
     """
-    _check_options(n_seg_classes, in_channels, problems=fold_problems(folds, fold, patient_pattern))
+    fold_errors = fold_problems(folds, fold, patient_pattern)
+    _check_options(n_seg_classes, in_channels, val_fraction, fold_errors)
     problems: list[str] = []
-    held_out = folds and fold >= 0
+    own = read_source(img_list, data_root, [])
+    listed = val_list or _labelled(own, "test") or own.validation
+    held_out = fold >= 0 if folds else not listed
     cases: Cases = []
     divided: Cases = []
     if not held_out:
-        given = ("val_list", val_list) if val_list else _own_validation(img_list, data_root)
-        _, cases = _read_list(*given, data_root, ["validation", "training"], problems, in_channels)
-    if folds and (held_out or patient_pattern or any("patient" in case for case in cases)):
+        given = ("val_list", val_list) if val_list or not listed else ("img_list", img_list)
+        parts = ["test", "validation", "training"]
+        _, cases = _read_list(*given, data_root, parts, problems, in_channels)
+    if held_out or (folds and (patient_pattern or any("patient" in case for case in cases))):
         _, divided = _read_list("img_list", img_list, data_root, ["training"], problems, in_channels)
     before = len(problems)
     groups = check_groups(divided, cases, img_list, data_root, folds, patient_pattern, problems)
     if held_out or len(problems) > before:
         raise_for(problems)
     if held_out:
-        cases = divide(groups, folds, seed)[fold]
+        cases = divide(groups, folds, seed)[fold] if folds else hold_out(groups, val_fraction, seed)[1]
     problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
     raise_for(problems)
     return cases
@@ -185,9 +191,9 @@ def load_images(
     """Images for inference, read and checked; labels that a list may name are left alone.
 
     Args:
-        source: a volume (a file or a folder of one DICOM series), a folder with volumes directly in it, whose files are
-            channels if ``in_channels`` is above 1 and they are named as nnU-Net's, a sequence of volumes, or a source
-            as for :func:`~med3d_nets.sources.read_source`: its part for a test, else that for training, or for
+        source: a volume (a file, or the folder of a DICOM series), a folder with volumes directly in it, of which files
+            are channels if ``in_channels`` is above 1 and they are named as nnU-Net's, a sequence of volumes, or a
+            source as for :func:`~med3d_nets.sources.read_source`: its part for a test, else that for training, or for
             validation. Relative paths are looked for in ``data_root``, then in the working directory.
         data_root, in_channels, num_workers: as for :func:`load_datalist`.
         check: whether to read the images; otherwise, they are listed alone.
@@ -205,7 +211,8 @@ def load_images(
         _, listed = _read_list("source", source, data_root, parts, problems, in_channels, labelled=False)
         cases = [{"image": case["image"]} for case in listed]
     else:
-        cases = [{"image": path} for item in source if (path := find_path("source", item, data_root, problems))]
+        paths = (find_path("source", item, data_root, problems) for item in source)
+        cases = [{"image": series_path(path)} for path in paths if path]
         if not source:
             problems.append("source: found an empty list; expected at least one image")
     if check:
@@ -230,16 +237,22 @@ def common_folder(cases: Iterable[Mapping[str, Any]], key: str = "image") -> str
 
 
 def first_files(cases: Iterable[Mapping[str, Any]]) -> Cases:
-    """The cases, each with one file that it is known by: that of its first channel, or a series' first file by name."""
+    """The cases, each with one file that it is known by.
+
+    That is the file of its first channel, of a series the first slice by name, of MetaImage the one with the voxels,
+    since headers may be the same.
+    """
     found = []
     for case in cases:
         image = images_of(case)[0]
-        found.append({**case, "image": next(dicom_files(image), image) if os.path.isdir(image) else image})
+        parts = parts_of(image) if os.path.exists(image) else []  # a volume in an array is no file
+        found.append({**case, "image": next((part for part in parts if not part.lower().endswith(".mhd")), image)})
     return found
 
 
 def output_names(cases: Iterable[Mapping[str, Any]], root: str) -> Cases:
-    """Items with the path that the label map of each case is named after; of a DICOM series it is that of its folder.
+    """Items with the path that the label map of each case is named after; of a DICOM series it is that of its folder,
+    or beside other series its number (:func:`~med3d_nets.dicom.name_series`).
 
     Args:
         cases: items with an "image".
@@ -254,7 +267,7 @@ def output_names(cases: Iterable[Mapping[str, Any]], root: str) -> Cases:
         image = images_of(case)[0]
         stem = create_file_basename("", _subject(image), "", root, separate_folder=False, makedirs=False)
         if stem in named:
-            problems.append(f"{image}: found {named[stem]} too, whose label map would have the same name; expected one")
+            problems.append(f"{image}: found {named[stem]} too, whose output would have the same name; expected one")
         named[stem] = image
     raise_for(problems)
     return [{"image": _subject(image)} for image in named.values()]
@@ -285,23 +298,31 @@ def _read_list(
     in_channels: int,
     labelled: bool = True,
 ) -> tuple[Source, Cases]:
-    """A source, and the cases of the first of these parts that it has; having none of them is a problem."""
+    """A source, and the cases of the first of these parts that it has, with labels if these are asked for.
+
+    Having none of them is a problem.
+    """
     before = len(problems)
     source = read_source(path, data_root, problems, labelled, in_channels=in_channels, option=option)
-    cases: Cases = next((found for part in parts if (found := getattr(source, part))), [])
+    several = (_labelled(source, part) if labelled else getattr(source, part) for part in parts)
+    cases: Cases = next((found for found in several if found), [])
     if not cases and len(problems) == before:
         problems.append(f"{find_path(option, path, data_root, [])}: found no cases; expected at least one")
     return source, cases
 
 
-def _own_validation(img_list: Path, data_root: Path) -> tuple[str, Path]:
-    """The option and the path of a source that has cases for validation; without such, those of no list."""
-    return ("img_list", img_list) if read_source(img_list, data_root, []).validation else ("val_list", "")
+def _labelled(source: Source, part: str) -> Cases:
+    """The cases of a part that have a label, as some for a test may."""
+    return [case for case in getattr(source, part) if "label" in case]
 
 
 def _subject(image: str) -> str:
     # MONAI takes what follows the last point of a name for a suffix, as in a folder named after a UID.
-    return f"{image}.dcm" if os.path.isdir(image) else image
+    if os.path.isdir(image):
+        return f"{image}.dcm"
+    if image.lower().endswith(SUFFIXES) or not is_dicom_file(image):
+        return image
+    return os.path.join(os.path.dirname(image), f"{name_series(image)}.dcm")
 
 
 def _check_options(

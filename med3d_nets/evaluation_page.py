@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from med3d_nets.list_files import short_names
 from med3d_nets.report_html import (
     NOTHING,
     cards,
@@ -132,18 +132,6 @@ def render_evaluation(
         section("Cases", _case_table(found, picks)),
         settings_section(settings),
     )
-
-
-def short_names(files: Sequence[str]) -> list[str]:
-    """Names of files without what all their folders have in common, so that they stay apart."""
-    names = [os.path.basename(file) for file in files]
-    if len(set(names)) == len(names):
-        return names
-    try:
-        folder = os.path.commonpath([os.path.dirname(file) for file in files])
-    except ValueError:  # some are absolute and some are not
-        return list(files)
-    return [os.path.relpath(file, folder) if folder else file for file in files]
 
 
 def _listed(picks: Sequence[Pick]) -> list[str]:

@@ -189,9 +189,7 @@ def count_classes(cases: Sequence[Mapping[str, Any]], num_workers: int = 0) -> i
         Med3dError: if a file cannot be read, or most numbers up to the largest are in no label, as in one of 0 and 255.
     """
     with ThreadPoolExecutor(_threads(num_workers)) as pool:
-        values = set[int]().union(
-            *pool.map(lambda case: np.unique(_read(case["label"])[0]).astype(int).tolist(), cases)
-        )
+        values = set[int]().union(*pool.map(lambda case: np.unique(_read_label(case)).astype(int).tolist(), cases))
     classes = max(values, default=0) + 1
     if classes < 2:
         raise Med3dError(f"found no foreground in the labels of {len(cases)} training cases; expected values above 0")
@@ -218,7 +216,7 @@ def measure_case(
         Med3dError: if a file cannot be read, or the label is not of the image's shape or has other values.
     """
     image, spacing = _read_image(images_of(case))
-    label, _ = _read(case["label"])
+    label = _read_label(case)
     label = label.reshape(*label.shape[:3])
     if label.shape != image.shape[:3]:
         raise Med3dError(f"{case['label']}: found shape {label.shape}; expected {image.shape[:3]}, that of its image")
@@ -280,10 +278,14 @@ def _read_image(paths: Sequence[str]) -> tuple[Array, Millimetres]:
     return np.concatenate([volume.reshape(*shapes[0], -1) for volume, _ in volumes], axis=-1), volumes[0][1]
 
 
-def _read(path: str) -> tuple[Array, Millimetres]:
-    """A volume with its first three axes in RAS order, and its spacing in mm."""
+def _read_label(case: Mapping[str, Any]) -> Array:
+    return _read(case["label"], images_of(case)[0])[0]
+
+
+def _read(path: str, image: str = "") -> tuple[Array, Millimetres]:
+    """A volume with its first three axes in RAS order, and its spacing in mm; a label map with its image."""
     problems: list[str] = []
-    read = read_volume(path, problems)
+    read = read_volume(path, problems, image)
     if read is None:
         raise Med3dError("\n".join(problems))
     voxels, affine = read

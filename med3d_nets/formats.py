@@ -1,7 +1,8 @@
-"""Volumes in other formats than NIfTI: MetaImage, NRRD, and folders that are one DICOM series.
+"""Volumes in other formats than NIfTI: MetaImage, NRRD, and DICOM series.
 
-They are read by MONAI's ``ITKReader``, so that training and checks see the same. ITK and pydicom are an extra. Voxels
-are ``(x, y, z)`` or ``(x, y, z, channel)`` as nibabel has those of NIfTI, and affines are in RAS+ mm.
+They are read by MONAI's ``ITKReader``, so that training and checks see the same; DICOM files of several frames, and
+segmentations, by highdicom. These packages are an extra. Voxels are ``(x, y, z)`` or ``(x, y, z, channel)`` as nibabel
+has those of NIfTI, and affines are in RAS+ mm.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from collections.abc import Mapping
 from threading import Lock
 from typing import Any
 
+import nibabel
 import numpy as np
 from monai.data import ITKReader
-from monai.utils import MetaKeys
+from monai.utils import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
-from med3d_nets.dicom import is_series, read_series
+from med3d_nets import dicom_seg
+from med3d_nets.dicom import dicom_files, is_dicom, series_files
+from med3d_nets.dicom_series import Series, read_series
 from med3d_nets.errors import Med3dError
 from med3d_nets.volume_files import Problem
 
@@ -28,6 +32,7 @@ __all__ = [
     "WANTED",
     "images_of",
     "is_other_format",
+    "parts_of",
     "read_other_format",
     "read_other_volume",
 ]
@@ -35,7 +40,7 @@ __all__ = [
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 OTHER_SUFFIXES = (".mha", ".mhd", ".nrrd")
 SUFFIXES = (*NIFTI_SUFFIXES, *OTHER_SUFFIXES)
-WANTED = f"a NIfTI, {', '.join(OTHER_SUFFIXES)} file or a folder of one DICOM series"
+WANTED = f"a NIfTI, {', '.join(OTHER_SUFFIXES)} file, a folder of one DICOM series or a file of one"
 """What an image may be, for messages."""
 
 # Whenever a loader is made and pydicom is there, MONAI tells that a decoder for GPUs is not, whatever is to be loaded.
@@ -59,9 +64,24 @@ def images_of(case: Mapping[str, Any]) -> list[str]:
     return [os.fspath(path) for path in image] if isinstance(image, (list, tuple)) else [os.fspath(image)]
 
 
+def parts_of(path: str) -> list[str]:
+    """The files that a volume is in, sorted: slices, or a header of MetaImage and its voxels."""
+    if path.lower().endswith(".mhd"):  # whose voxels are in a file of the same name
+        folder, stem = os.path.split(os.path.splitext(path)[0])
+        return sorted(os.path.join(folder, name) for name in os.listdir(folder) if os.path.splitext(name)[0] == stem)
+    if path.lower().endswith(SUFFIXES) or not is_dicom(path):
+        return [path]
+    try:
+        return series_files(path)
+    except (ImportError, Med3dError):  # told when it is read
+        return list(dicom_files(path)) if os.path.isdir(path) else [path]
+
+
 def is_other_format(path: str) -> bool:
-    """Whether a path is that of a file with another suffix than NIfTI's, or of a folder with DICOM files in it."""
-    return path.lower().endswith(OTHER_SUFFIXES) or (os.path.isdir(path) and is_series(path))
+    """Whether a path is that of a file with another suffix than NIfTI's, of a DICOM file, or of a folder with some."""
+    if path.lower().endswith(SUFFIXES):
+        return path.lower().endswith(OTHER_SUFFIXES)
+    return os.path.exists(path) and is_dicom(path)
 
 
 def read_other_format(path: str) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -71,25 +91,35 @@ def read_other_format(path: str) -> tuple[NDArray[Any], dict[str, Any]]:
         path: for which :func:`is_other_format` is true.
 
     Raises:
-        Med3dError: if it cannot be read, naming the packages if these are missing, or if a folder holds no one series
-            (:func:`~med3d_nets.dicom.read_series`).
+        Med3dError: if it cannot be read, naming the packages if these are missing, or if it stands for no one series
+            (:func:`~med3d_nets.dicom_series.read_series`) and is no segmentation.
     """
     try:
         with _lock:  # ITK loads its modules when they are first used, and reads one file at a time anyway
-            voxels, meta = _read_folder(path) if os.path.isdir(path) else ITKReader().get_data(_read_file(path))
+            voxels, meta = _read(path)
     except ImportError as error:  # that of MONAI too
-        packages = "itk-io and pydicom, by pip install 'med3d-nets[formats]'"
+        packages = "itk-io, pydicom and highdicom, by pip install 'med3d-nets[formats]'"
         raise Med3dError(f"{path}: found a file that needs other packages; expected {packages} ({error})") from error
     except RuntimeError as error:
-        expected = "whole slices" if os.path.isdir(path) else f"a whole {os.path.splitext(path)[1]} file"
-        raise Med3dError(f"{path}: found an unreadable file ({_reason(error)}); expected {expected}") from error
+        whole = f"a whole {os.path.splitext(path)[1]} file" if path.lower().endswith(OTHER_SUFFIXES) else "whole slices"
+        raise Med3dError(f"{path}: found an unreadable file ({_reason(error)}); expected {whole}") from error
     return voxels, {key: meta[key] for key in _KEPT}
 
 
-def read_other_volume(path: str, problems: list[str]) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
-    """Voxels, of single precision at most, and affine, as of :func:`read_other_format`; None and a problem without."""
+def read_other_volume(
+    path: str, problems: list[str], image: str = ""
+) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
+    """Voxels, of single precision at most, and affine, as of :func:`read_other_format`; None and a problem without.
+
+    Args:
+        path, problems: as for :func:`~med3d_nets.checks.read_volume`.
+        image: whose grid a segmentation is put on.
+    """
     try:
         voxels, meta = read_other_format(path)
+        if image and dicom_seg.is_segmentation(path):
+            shape, affine = _read_grid(image)
+            return dicom_seg.place_on_grid(path, voxels, meta[MetaKeys.AFFINE], shape, affine), affine
     except Med3dError as error:
         problems.append(Problem(str(error)))
     except Exception as error:  # whatever else a damaged file makes ITK or pydicom raise
@@ -99,6 +129,29 @@ def read_other_volume(path: str, problems: list[str]) -> tuple[NDArray[Any], NDA
     else:
         return voxels.astype(np.float32, copy=False) if voxels.dtype.kind == "f" else voxels, meta[MetaKeys.AFFINE]
     return None
+
+
+def _read(path: str) -> tuple[NDArray[Any], dict[str, Any]]:
+    if path.lower().endswith(OTHER_SUFFIXES):
+        return ITKReader().get_data(_read_file(path))
+    if dicom_seg.is_segmentation(path):
+        found = dicom_seg.read_segmentation(path)
+        return found.labels, _meta(found.labels.shape, found.affine)
+    return _read_series(path)
+
+
+def _read_grid(path: str) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """Shape ``(x, y, z)`` and affine of an image, from its header where it has one that tells."""
+    if not is_other_format(path):
+        volume: Any = nibabel.load(path)
+        shape, affine = volume.shape, volume.affine
+    elif is_dicom(path) and not dicom_seg.is_segmentation(path):
+        series = read_series(path)
+        shape, affine = series.shape, series.affine
+    else:
+        _, meta = read_other_format(path)
+        shape, affine = meta[MetaKeys.SPATIAL_SHAPE], meta[MetaKeys.AFFINE]
+    return (int(shape[0]), int(shape[1]), int(shape[2])), np.asarray(affine, np.float64)
 
 
 def _read_file(path: str) -> Any:
@@ -118,17 +171,35 @@ def _read_file(path: str) -> Any:
         return reader.GetOutput()
 
 
-def _read_folder(folder: str) -> tuple[NDArray[Any], dict[str, Any]]:
-    series = read_series(folder)
-    reader = ITKReader()
+def _read_series(path: str) -> tuple[NDArray[Any], dict[str, Any]]:
+    series = read_series(path)
+    if series.frames:
+        return _read_frames(series), _meta(series.shape, series.affine)
     import itk
 
-    voxels, meta = reader.get_data(itk.imread(series.files))  # in order: ITKReader's own groups take other fields too
-    if len(series.files) > 1:  # ITK takes the slices' normal for their way
-        affine = meta[MetaKeys.ORIGINAL_AFFINE]
-        affine[:3, 2] = (series.last - series.first) / (len(series.files) - 1)
-        meta[MetaKeys.AFFINE] = affine.copy()
-    return voxels, meta
+    # In order: ITKReader's own groups take other fields too. Its affine takes the slices' normal for their way.
+    voxels, _ = ITKReader().get_data(itk.imread(series.files))
+    return voxels, _meta(series.shape, series.affine)
+
+
+def _read_frames(series: Series) -> NDArray[Any]:
+    """Voxels of a file of the enhanced kind, whose frames may each have a scale, which ITK does not see."""
+    import highdicom
+
+    image = highdicom.imread(series.files[0])
+    frames = image.get_frames(series.frames, as_indices=True, dtype=np.float32, apply_real_world_transform=False)
+    return np.asarray(frames.transpose(2, 1, 0))
+
+
+def _meta(shape: tuple[int, ...], affine: NDArray[np.float64]) -> dict[str, Any]:
+    """MONAI's metadata of a volume of one channel."""
+    return {
+        MetaKeys.AFFINE: affine.copy(),
+        MetaKeys.ORIGINAL_AFFINE: affine,
+        MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.SPATIAL_SHAPE: np.array(shape),
+    }
 
 
 def _reason(error: RuntimeError) -> str:

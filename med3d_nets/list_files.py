@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from med3d_nets.checks import reason
-from med3d_nets.dicom import is_series
+from med3d_nets.dicom import is_series, series_in
 from med3d_nets.errors import Med3dError
 from med3d_nets.formats import SUFFIXES as IMAGE_SUFFIXES
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "find_path",
-    "images_in",
     "no_folder",
     "raise_for",
     "read_csv",
     "read_csv_lines",
     "read_rows",
     "read_text",
+    "short_names",
     "volumes_in",
 ]
 
@@ -56,19 +56,31 @@ def find_path(option: str, path: Path, data_root: Path, problems: list[str]) -> 
 
 
 def volumes_in(folder: str) -> list[str]:
-    """Paths of the volumes directly in a folder, sorted: files, and folders with DICOM files directly in them."""
+    """Paths of the volumes directly in a folder, sorted: files, and DICOM series directly in folders in it.
+
+    See :func:`~med3d_nets.dicom.series_in` for folders with several.
+    """
     # Hidden files include the "._" ones that macOS leaves on other file systems.
     paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not name.startswith(".")]
-    return [path for path in paths if (is_series(path) if os.path.isdir(path) else _has_suffix(path))]
+    volumes = []
+    for path in paths:
+        if os.path.isdir(path):
+            volumes += series_in(path) if is_series(path) else []
+        elif path.lower().endswith(IMAGE_SUFFIXES):
+            volumes.append(path)
+    return volumes
 
 
-def images_in(folder: str, problems: list[str]) -> list[str]:
-    """Paths of the volumes directly in a folder, or the folder itself if it is a DICOM series; none is a problem."""
-    paths = volumes_in(folder) or ([folder] if is_series(folder) else [])
-    if not paths:
-        wanted = f"at least one {', '.join(IMAGE_SUFFIXES)} file or DICOM series in it"
-        problems.append(f"{folder}: found no images; expected {wanted}")
-    return paths
+def short_names(files: Sequence[str]) -> list[str]:
+    """Names of files without what all their folders have in common, so that they stay apart."""
+    names = [os.path.basename(file) for file in files]
+    if len(set(names)) == len(names):
+        return names
+    try:
+        folder = os.path.commonpath([os.path.dirname(file) for file in files])
+    except ValueError:  # some are absolute and some are not
+        return list(files)
+    return [os.path.relpath(file, folder) if folder else file for file in files]
 
 
 def no_folder(root: str, paths: Sequence[str], problems: list[str]) -> bool:
@@ -191,7 +203,3 @@ def _split(line: str) -> list[str] | None:
             return None
         row.append(double or single or bare)
     return row
-
-
-def _has_suffix(path: str) -> bool:
-    return path.lower().endswith(IMAGE_SUFFIXES)

@@ -1,8 +1,10 @@
-"""Folders in nnU-Net's layout: ``imagesTr``, ``labelsTr`` and ``imagesTs``, with a file for each channel of a case.
+"""Folders in nnU-Net's layout: ``imagesTr``, ``labelsTr``, ``imagesTs``, with a file for each channel of a case.
 
 ``case_0000.nii.gz`` and ``case_0001.nii.gz`` are the channels of ``case``, whose label is ``case.nii.gz``
 (nnU-Net's ``documentation/dataset_format.md``). Images that have their label's name are of one channel, as in the
-Medical Segmentation Decathlon. Any format that is read may be there, and an image may be the folder of a DICOM series.
+Medical Segmentation Decathlon. Any format that is read may be there; an image may be the folder of a DICOM series, a
+label a DICOM segmentation.
+``labelsTs``, which nnU-Net leaves alone and people keep beside the others, has labels of a test.
 """
 
 from __future__ import annotations
@@ -13,16 +15,19 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, TypeAlias
 
+from med3d_nets.dicom_seg import is_segmentation
 from med3d_nets.folds import name_some
 from med3d_nets.formats import SUFFIXES
 from med3d_nets.list_files import volumes_in
 
-__all__ = ["Row", "channels_of", "group_channels", "is_layout", "read_layout"]
+__all__ = ["TRAINING", "Row", "channels_of", "group_channels", "is_layout", "read_layout"]
 
 Row: TypeAlias = tuple[str, dict[str, Any]]
 """Where a case is listed, for messages, and its item."""
 
-TRAINING, LABELS, TEST = "imagesTr", "labelsTr", "imagesTs"
+TRAINING, LABELS, TEST, TEST_LABELS = "imagesTr", "labelsTr", "imagesTs", "labelsTs"
+DICOM = ".dcm"
+"""What files of segmentations may end with."""
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -37,12 +42,12 @@ def read_layout(folder: str, ending: str, labelled: bool, problems: list[str]) -
     Args:
         folder: absolute path.
         ending: of the files, as a ``dataset.json`` names it; "": any that is read.
-        labelled: whether training cases need a label.
+        labelled: whether training cases need a label; those of a test get theirs where there is one.
         problems: added to for a training case without a label or without an image, and for missing channels.
     """
-    images, labels, tests = (
-        _volumes(os.path.join(folder, name), ending, problems) for name in (TRAINING, LABELS, TEST)
-    )
+    images, tests = (_volumes(os.path.join(folder, name), ending, problems) for name in (TRAINING, TEST))
+    labels = _labels(os.path.join(folder, LABELS), ending, problems)
+    test_labels = _labels(os.path.join(folder, TEST_LABELS), ending, problems) if labelled else {}
     cases = _cases(os.path.join(folder, TRAINING), images, set(labels) if labels else None, problems)
     if labelled:
         problems += _unpaired(folder, cases, labels)
@@ -54,10 +59,11 @@ def read_layout(folder: str, ending: str, labelled: bool, problems: list[str]) -
     # Labels tell how training images are named, and these how the others are.
     single = None if not cases or set(cases) != set(images) else set(tests)
     found = _cases(os.path.join(folder, TEST), tests, single, [] if labelled else problems)
-    return {
-        "training": training,
-        "test": [(f"{folder}, case {name}", {"image": paths}) for name, paths in found.items()],
-    }
+    test = [
+        (f"{folder}, case {name}", {"image": paths, **({"label": test_labels[name]} if name in test_labels else {})})
+        for name, paths in found.items()
+    ]
+    return {"training": training, "test": test}
 
 
 def group_channels(paths: Iterable[str], problems: list[str]) -> list[str | list[str]]:
@@ -79,6 +85,16 @@ def _volumes(folder: str, ending: str, problems: list[str]) -> dict[str, str]:
         return {}
     paths = [path for path in volumes_in(folder) if os.path.isdir(path) or path.lower().endswith(ending.lower())]
     return _by_stem(paths, problems)
+
+
+def _labels(folder: str, ending: str, problems: list[str]) -> dict[str, str]:
+    """As :func:`_volumes`, and DICOM segmentations: files, or folders of one each."""
+    found = _volumes(folder, ending, problems)
+    if not os.path.isdir(folder):
+        return found
+    others = (os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not name.startswith("."))
+    segmentations = [path for path in others if not path.lower().endswith(SUFFIXES) and is_segmentation(path)]
+    return _by_stem([*found.values(), *segmentations], problems)
 
 
 def _by_stem(paths: Iterable[str], problems: list[str]) -> dict[str, str]:
@@ -137,5 +153,7 @@ def _unpaired(folder: str, images: Collection[str], labels: Collection[str]) -> 
 
 def _split(path: str) -> tuple[str, str]:
     """A path without its suffix, and that; a folder has none."""
-    suffix = next((end for end in SUFFIXES[::-1] if path.lower().endswith(end) and not os.path.isdir(path)), "")
+    suffix = next(
+        (end for end in (*SUFFIXES[::-1], DICOM) if path.lower().endswith(end) and not os.path.isdir(path)), ""
+    )
     return path[: len(path) - len(suffix)], path[len(path) - len(suffix) :]

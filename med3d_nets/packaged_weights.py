@@ -102,7 +102,7 @@ def _choose(bundle: Bundle, folder: Path, kind: str | None, classifies: bool) ->
         "trained": f"'{train}/train.json' in the bundle's folder writes it with model.json beside it, and "
         f"'{train}/classification/train.json' one in {CLASSIFIER}; if it lies elsewhere, give its folder as --models, "
         "or --classifier",
-        "pretrained": f"'python tools/download_weights.py {bundle.variant.name}' in the project's folder, or 'python "
+        "pretrained": f"'med3d get {bundle.variant.name}' in the project's folder, or 'python "
         f"tools/convert_pth.py --src {bundle.variant.filename}', writes it with pretrained.json beside it",
     }
     files = {"trained": "model.pt", "pretrained": "pretrained.pt"}

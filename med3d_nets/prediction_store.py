@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from monai.data.utils import create_file_basename
 
 from med3d_nets.datalist import output_names
-from med3d_nets.dicom import dicom_files
+from med3d_nets.dicom import is_dicom
 from med3d_nets.errors import Med3dError
-from med3d_nets.formats import images_of
+from med3d_nets.formats import images_of, parts_of
 from med3d_nets.settings import Settings, versions
 from med3d_nets.weights import file_sha256
 from med3d_nets.writing import whole_files
@@ -42,6 +42,8 @@ class Place(NamedTuple):
     """Name of the case: the image's path below the common folder, without its suffix."""
     label_map: str
     probabilities: str
+    segmentation: str
+    """The label map as a DICOM object; "" for what is not wanted so."""
     picture: str
     record: str
 
@@ -57,6 +59,7 @@ class PredictionStore:
         settings: those of the network.
         options: of this run, by name, that change what is predicted.
         postfix: what is appended to the images' names.
+        dicom_seg: whether images of DICOM get a DICOM segmentation too.
 
     Attributes:
         cases: paths of each case's channels by the first of them, which stands for the case below.
@@ -74,6 +77,7 @@ class PredictionStore:
         settings: Settings,
         options: Mapping[str, Any],
         postfix: str = "seg",
+        dicom_seg: bool = True,
     ) -> None:
         self.cases = {images_of(case)[0]: images_of(case) for case in cases}
         self.output_dir = os.path.abspath(output_dir)
@@ -82,6 +86,7 @@ class PredictionStore:
         self.settings = settings
         self.options = dict(options)
         self.postfix = postfix
+        self.dicom_seg = dicom_seg
         if postfix == "prob":
             raise Med3dError("output_postfix is 'prob', which probabilities have; expected another one")
         output_names(cases, root)
@@ -105,8 +110,9 @@ class PredictionStore:
         )
         case, own = (os.path.relpath(path, self.output_dir) for path in (plain, base))
         picture, record = os.path.join("quicklook", f"{case}.png"), os.path.join("cases", f"{own}.json")
-        paths = (f"{base}.nii.gz", f"{plain}_prob.nii.gz", *map(self._absolute, (picture, record)))
-        return Place(Path(case).as_posix(), *paths)
+        segmentation = f"{base}.dcm" if self.dicom_seg and is_dicom(image) else ""
+        paths = (f"{base}.nii.gz", f"{plain}_prob.nii.gz", segmentation)
+        return Place(Path(case).as_posix(), *paths, *map(self._absolute, (picture, record)))
 
     def without_answers(self) -> list[str]:
         """The images but for those that are answers to others, where answers go to the images' own folder.
@@ -146,7 +152,7 @@ class PredictionStore:
             probabilities: whether they are wanted too.
         """
         place = self.place(image)
-        wanted = [place.label_map, *([place.probabilities] if probabilities else [])]
+        wanted = [place.label_map, *filter(None, [place.probabilities if probabilities else "", place.segmentation])]
         there = [path for path in wanted if os.path.exists(path)]
         record = _read(place.record)
         if not there:
@@ -168,14 +174,14 @@ class PredictionStore:
         label_map: Writer,
         structures: Sequence[Mapping[str, Any]],
         probabilities: Writer | None = None,
+        segmentation: Writer | None = None,
         picture: Writer | None = None,
     ) -> None:
         """Write the answers to an image, whole and together, in place of earlier ones.
 
         Args:
             image: absolute path.
-            label_map, probabilities, picture: each writes a file under the name that it is given. Answers in another
-                format are one more of these.
+            label_map, probabilities, segmentation, picture: each writes a file under the name that it is given.
             structures: for the tables.
 
         Raises:
@@ -184,7 +190,12 @@ class PredictionStore:
         place = self.place(image)
         files = self.cases.get(image, [image])  # a program may predict what is not in its list
         self._write_record()
-        writers = {place.picture: picture, place.probabilities: probabilities, place.label_map: label_map}
+        writers = {
+            place.picture: picture,
+            place.probabilities: probabilities,
+            place.segmentation: segmentation,
+            place.label_map: label_map,
+        }
         wanted = {path: writer for path, writer in writers.items() if writer}
         # With the picture and the probabilities of an earlier label map, where this run does not make them.
         outdated = map(self._absolute, (_read(place.record) or {}).get("files", {}))
@@ -243,23 +254,14 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _digest(*paths: str) -> str:
-    """SHA-256 of a file, or of the digests of several, of folders the DICOM files."""
-    digests = [file_sha256(path) for each in paths for path in _parts(each)]
+    """SHA-256 of a file, or of the digests of several, such as those of a series."""
+    digests = [file_sha256(path) for each in paths for path in parts_of(each)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _parts(path: str) -> list[str]:
-    """The files that a volume is in."""
-    if os.path.isdir(path):
-        return list(dicom_files(path))
-    if path.lower().endswith(".mhd"):  # a header, whose voxels are in a file of the same name
-        return sorted(str(part) for part in Path(path).parent.iterdir() if part.stem == Path(path).stem)
-    return [path]
 
 
 def _look(paths: Sequence[str]) -> dict[str, int]:
     """What tells of a change without reading."""
-    states = [os.stat(part) for path in paths for part in _parts(path)]
+    states = [os.stat(part) for path in paths for part in parts_of(path)]
     return {"bytes": sum(each.st_size for each in states), "modified": max(each.st_mtime_ns for each in states)}
 
 

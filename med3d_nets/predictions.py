@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
+from med3d_nets import __version__, dicom_seg
 from med3d_nets.checks import check_case, check_each, read_volume, reason
+from med3d_nets.dicom_series import read_series
 from med3d_nets.distributed import each_once, gather, shard
 from med3d_nets.errors import Med3dError, explain
 from med3d_nets.formats import images_of
@@ -222,7 +224,7 @@ class CaseDataset(Dataset):
 
 
 class SavePredictiond(MapTransform):
-    """Writes a label map on its image's grid, with its record, and what else is wanted.
+    """Writes a label map on its image's grid, of DICOM as a DICOM segmentation too, its record, and what is wanted.
 
     Args:
         keys: the label map, ``(1, depth, height, width)``, with the image's path and affine in its meta data.
@@ -265,6 +267,7 @@ class SavePredictiond(MapTransform):
         voxels = _read(image, labels.shape)
         structures = measure_structures(labels, voxels, affine, self.class_names)
         picture = self._draw(image, labels, voxels, affine, structures) if self.quicklook else None
+        segments = bool(self.store.place(image).segmentation)
 
         def write_labels(path: str) -> None:
             write_nifti(path, labels, affine)
@@ -272,6 +275,11 @@ class SavePredictiond(MapTransform):
         def write_probabilities(path: str) -> None:
             assert prob is not None
             write_nifti(path, np.moveaxis(prob, 0, -1), affine, slope=1 / 255)
+
+        def write_segments(path: str) -> None:
+            files = read_series(image).files
+            network = f"MedicalNet {self.store.settings.variant}"
+            dicom_seg.write_segmentation(path, labels, affine, files, self.class_names, network, __version__)
 
         def write_picture(path: str) -> None:
             assert picture is not None
@@ -282,6 +290,7 @@ class SavePredictiond(MapTransform):
             write_labels,
             structures,
             write_probabilities if prob is not None else None,
+            write_segments if segments else None,
             write_picture if picture else None,
         )
         found = [row for row in structures if row["voxels"]]

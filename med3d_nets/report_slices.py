@@ -18,6 +18,8 @@ from monai.transforms import LoadImage
 from numpy.typing import NDArray
 from torch import Tensor
 
+from med3d_nets.volume_reader import VolumeReader
+
 __all__ = ["PLANES", "Cut", "array_axis", "cut_class", "cut_slice", "read_pictures"]
 
 Mask = NDArray[np.bool_]
@@ -96,7 +98,7 @@ def read_pictures(
         ValueError: if the image is of another shape.
         Exception: whatever the reader raises for a file that is gone or damaged.
     """
-    image: Any = LoadImage(image_only=True, ensure_channel_first=True)(file)
+    image: Any = LoadImage(VolumeReader, image_only=True, ensure_channel_first=True)(file)
     if tuple(image.shape[1:]) != tuple(shape):
         raise ValueError(f"{file} has the shape {tuple(image.shape[1:])}, its label map {tuple(shape)}")
     return [cut_slice(image[0], affine, cut.plane, cut.index).astype(np.float32) for cut in cuts]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from ignite.engine import Engine, Events
 from monai.handlers import from_engine
 
 from med3d_nets.distributed import gather_shares
-from med3d_nets.errors import Med3dError
+from med3d_nets.list_files import short_names
+from med3d_nets.runs import check_free
 
 __all__ = ["CaseReport", "DiceReport", "EpochReport", "text_table"]
 
@@ -114,9 +114,7 @@ class CaseReport:
         self.class_names = list(class_names)[1:]
         self.metrics = metrics
         self.cases: list[str] = []
-        for path in self.paths:
-            if path.exists() and not overwrite:
-                raise Med3dError(f"{path}: exists already; give another --output_dir or pass --overwrite True")
+        check_free(self.paths, overwrite)
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
@@ -147,7 +145,7 @@ class CaseReport:
         _write_csv(self.paths[0], ["case", *columns], rows)
         summary = [[column, *_summary(values[:, index])] for index, column in enumerate(columns)]
         _write_csv(self.paths[1], ["metric", "mean", "median", "min", "max", "cases"], summary)
-        shown = [[os.path.basename(row[0]), *row[1:]] for row in rows]
+        shown = [[name, *row[1:]] for name, row in zip(short_names([row[0] for row in rows]), rows, strict=True)]
         means = ["mean", *(row[1] for row in summary)]
         logger.info("\n%s\nwritten: %s, %s", text_table(["case", *columns], [*shown, means]), *self.paths)
 

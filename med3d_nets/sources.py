@@ -1,10 +1,10 @@
-"""Sources of segmentation cases: text lists, ``dataset.json`` files, folders in nnU-Net's layout, CSV tables.
+"""Sources of segmentation cases: text lists, ``dataset.json`` files, CSV tables, folders of nnU-Net or of DICOM.
 
 Each becomes the same items, dictionaries for MONAI's data sets:
 
 =============  =====================================================================================================
 ``image``      absolute path of a volume (:data:`med3d_nets.formats.WANTED`), or a list with that of each channel
-``label``      absolute path of its label map, a file on the image's grid; missing where labels are not asked for
+``label``      absolute path of its label map, on the image's grid; missing where labels are not asked for
 ``patient``    name, where the source knows it
 ``fold``       number of the part that holds the case out in cross-validation, where the source knows it
 =============  =====================================================================================================
@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from med3d_nets.checks import reason
+from med3d_nets.dicom import is_dicom_file, segment_names, series_path
+from med3d_nets.dicom_folders import images_in, is_dicom_tree, read_tree
 from med3d_nets.formats import SUFFIXES, images_of
-from med3d_nets.list_files import find_path, images_in, no_folder, read_rows, volumes_in
+from med3d_nets.list_files import find_path, no_folder, read_rows, volumes_in
 from med3d_nets.nnunet import Row, channels_of, group_channels, is_layout, read_layout
 from med3d_nets.tables import read_table
 
@@ -47,7 +49,7 @@ class Source:
 
     Attributes:
         training, validation: items with labels, if these were asked for.
-        test: items without labels.
+        test: items, with a label where there is one and if these were asked for.
         class_names: background first; [] where the source does not know them.
         channel_names: of the images; [] where the source does not know them.
     """
@@ -72,8 +74,9 @@ def read_source(
 
     Args:
         path: text list (``image label`` a line), ``dataset.json`` of the Medical Segmentation Decathlon, of MONAI or of
-            nnU-Net, a folder with one or with ``imagesTr`` and ``labelsTr``, or a CSV table
-            (:func:`~med3d_nets.tables.read_table`); without labels, also a volume or a folder of volumes.
+            nnU-Net, a folder with one or with ``imagesTr`` and ``labelsTr``, a folder of DICOM series
+            (:mod:`~med3d_nets.dicom_folders`), or a CSV table (:func:`~med3d_nets.tables.read_table`); without labels,
+            also a volume or a folder of volumes.
             Absolute, or relative to ``data_root``, else to the working directory.
         data_root: folder that the paths in a text list or a table are relative to; those in a ``dataset.json`` are
             relative to its own, else to this ("": the working directory).
@@ -94,7 +97,7 @@ def read_source(
             content, parts = _read_description(found, root, labelled, problems)
         elif kind == ".csv":
             parts = read_table(found, os.path.abspath(data_root), labelled, problems)
-        elif found.lower().endswith(SUFFIXES) and not labelled:
+        elif not labelled and (found.lower().endswith(SUFFIXES) or is_dicom_file(found)):
             parts = {"test": [(found, {"image": found})]}
         else:
             parts = {"training": _read_text(found, os.path.abspath(data_root), labelled, problems)}
@@ -104,12 +107,19 @@ def read_source(
         content, parts = _read_description(described, root, labelled, problems)
     elif is_layout(found):
         parts = read_layout(found, "", labelled, problems)
+    elif labelled and is_dicom_tree(found):
+        parts = {"training": read_tree(found, problems)}
     elif labelled:
-        problems.append(f"{found}: found a folder without {DESCRIPTION} and imagesTr; expected one of them, or a list")
+        wanted = "one of them, DICOM series, or a list"
+        problems.append(f"{found}: found a folder without {DESCRIPTION} and imagesTr; expected {wanted}")
     else:
         parts = {"test": _read_folder(found, in_channels, problems)}
     cases = _check_channels(parts, in_channels, problems)
-    return Source(**cases, class_names=_class_names(content), channel_names=_channel_names(content))
+    for case in (case for items in cases.values() for case in items):
+        images = [series_path(image) for image in images_of(case)]
+        case["image"] = images if len(images) > 1 else images[0]
+    segments = _segment_names([case for items in cases.values() for case in items], problems)
+    return Source(**cases, class_names=_class_names(content) or segments, channel_names=_channel_names(content))
 
 
 def known_classes(path: Path, data_root: Path, n_seg_classes: int) -> list[str]:
@@ -119,13 +129,10 @@ def known_classes(path: Path, data_root: Path, n_seg_classes: int) -> list[str]:
         path, data_root: as for :func:`read_source`.
         n_seg_classes: number of names; [] is returned where the source knows another, since names are a courtesy.
     """
-    found = find_path("", path, data_root, [])
-    places = [found, os.path.join(found, DESCRIPTION)] if found else []
-    for place in [*places, os.path.join(data_root, DESCRIPTION)]:
-        if place.lower().endswith(".json") and os.path.isfile(place):
-            names = _class_names(_read_json(place, []) or {})
-            if len(names) == n_seg_classes:
-                return names
+    for place in (path, os.path.join(data_root, DESCRIPTION)):
+        names = list(read_source(place, data_root, []).class_names)
+        if len(names) == n_seg_classes:
+            return names
     return []
 
 
@@ -157,7 +164,7 @@ def _read_text(path: str, root: str, labelled: bool, problems: list[str]) -> lis
 
 
 def _read_folder(folder: str, in_channels: int | None, problems: list[str]) -> list[Row]:
-    """Images without labels directly in a folder; their files are channels where more than one is expected."""
+    """Images without labels in a folder; files are channels where more than one is expected."""
     paths = images_in(folder, problems)
     images = group_channels(paths, problems) if in_channels and in_channels > 1 else paths
     return [(folder, {"image": image}) for image in images]
@@ -181,14 +188,18 @@ def _read_description(path: str, root: str, labelled: bool, problems: list[str])
     folders = [folder, *([root] if root else [])]
     parts: Parts = {}
     for name, items in lists.items():
-        needs_label = labelled and name != "test"
-        told = problems if needs_label or not labelled else []
+        told = problems if name != "test" or not labelled else []
         rows = (
-            _read_item(f"{path}, {name}[{number}]", item, folders, needs_label, told)
+            _read_item(f"{path}, {name}[{number}]", item, folders, labelled and _needs_label(name, item), told)
             for number, item in enumerate(items if isinstance(items, list) else [])
         )
         parts[name] = [row for row in rows if row]
     return content, parts
+
+
+def _needs_label(part: str, item: Any) -> bool:
+    """Whether a case must have a label, or has one though it is for a test."""
+    return part != "test" or (isinstance(item, dict) and bool(item.get("label")))
 
 
 def _lists(content: Mapping[str, Any], labelled: bool) -> dict[str, Any]:
@@ -293,6 +304,21 @@ def _class_names(content: Mapping[str, Any]) -> list[str]:
         if len(names) < len(labels) - (IGNORED in labels):  # regions of several values, or values that are there twice
             return []
     return [names[value] for value in range(len(names))] if set(names) == set(range(len(names))) else []
+
+
+def _segment_names(cases: Cases, problems: list[str]) -> list[str]:
+    """Names of the classes of labels that are DICOM segmentations, of which each must number them alike."""
+    names: dict[int, tuple[str, str]] = {}
+    for label in (case["label"] for case in cases if "label" in case):
+        if label.lower().endswith(SUFFIXES):
+            continue
+        for number, name in segment_names(label).items():
+            known, first = names.setdefault(number, (name, label))
+            if known.casefold() != name.casefold():
+                expected = f"{known!r}, as in {first}: labels must number their classes alike"
+                problems.append(f"{label}: found segment {number} named {name!r}; expected {expected}")
+    found = {0: "background", **{number: name for number, (name, _) in names.items()}}
+    return [found[value] for value in range(len(found))] if names and set(found) == set(range(len(found))) else []
 
 
 def _channel_names(content: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,8 @@ def read_table(path: str, root: str, labelled: bool, problems: list[str]) -> dic
     Args:
         path: CSV in UTF-8 with a header, values separated by commas.
         root: absolute path of the folder that paths are relative to.
-        labelled: whether cases for training and validation need a label; otherwise, labels are left alone.
+        labelled: whether cases for training and validation need a label, and those for a test get the one that they
+            may have; otherwise, labels are left alone.
         problems: added to.
     """
     columns, lines = read_csv(path, problems)
@@ -88,10 +89,10 @@ def _read_line(
     part = PARTS.get(split.lower(), "")
     if not part:
         problems.append(f"{where}: found split {split!r}; expected {', '.join(PARTS)}")
-    if labelled and part != "test":
+    if labelled and values["label"]:
         case["label"] = values["label"]
-        if not case["label"]:
-            problems.append(f"{where}: found no label; expected a path")
+    elif labelled and part != "test":
+        problems.append(f"{where}: found no label; expected a path")
     if values.get("patient"):
         case["patient"] = values["patient"]
     if part == "training" and (fold := values.get("fold")):

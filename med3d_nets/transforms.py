@@ -16,9 +16,12 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from med3d_nets import dicom_seg
+
 __all__ = [
     "FillEmptyWithNoised",
     "NormalizeByTrainingSetd",
+    "PlaceSegmentationd",
     "ProbabilitiesToBytesd",
     "RandCropAroundForegroundd",
     "RestoreGridd",
@@ -40,6 +43,42 @@ def not_background(volume: Tensor) -> Tensor:
     """
     mask = volume != volume[:, :1, :1, :1]
     return mask if bool(mask.any()) else torch.ones_like(mask)
+
+
+class PlaceSegmentationd(MapTransform):
+    """Put label maps of DICOM segmentations on their image's grid: they have the slices alone that they label.
+
+    Others stay as they are. Grids may differ by flips, the order of axes and whole voxels, not by a resampling.
+
+    Args:
+        keys: label maps as ``LoadImaged`` and ``EnsureChannelFirstd`` give them, ``(1, x, y, z)``.
+        image_key: their image, loaded in the same way.
+    """
+
+    def __init__(self, keys: KeysCollection, image_key: str = "image") -> None:
+        super().__init__(keys)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Place the label maps of one case.
+
+        Raises:
+            Med3dError: if the grids differ by more, or labels lie outside of the image.
+        """
+        placed = dict(data)
+        image = placed[self.image_key]
+        depth, height, width = image.shape[1:]
+        shape = (int(depth), int(height), int(width))
+        affine = np.asarray(image.affine, np.float64)
+        for key in self.key_iterator(placed):
+            label = placed[key]
+            path = str(label.meta["filename_or_obj"])
+            if dicom_seg.is_segmentation(path):
+                own = np.asarray(label.affine, np.float64)
+                voxels = torch.from_numpy(dicom_seg.place_on_grid(path, label[0].numpy(), own, shape, affine))
+                meta = {**label.meta, "affine": image.affine, "spatial_shape": np.array(shape)}
+                placed[key] = MetaTensor(voxels[None], meta=meta)
+        return placed
 
 
 class RandCropAroundForegroundd(Randomizable, MapTransform):

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from med3d_nets.checks import reason
+from med3d_nets.dicom import is_series, series_in
 from med3d_nets.errors import Med3dError
-from med3d_nets.evaluation_page import short_names
 from med3d_nets.formats import SUFFIXES, images_of, is_other_format
-from med3d_nets.list_files import raise_for
+from med3d_nets.list_files import raise_for, short_names
 from med3d_nets.nnunet import is_layout
 from med3d_nets.sources import DESCRIPTION, read_source
 
@@ -244,13 +244,23 @@ def _has_predictions(folder: str, postfix: str) -> bool:
 
 
 def _volumes(path: str) -> Iterator[str]:
-    """Volumes in a folder and those below it, sorted; or the path itself, if it is one."""
-    if os.path.isfile(path) or is_other_format(path):
+    """Volumes in a folder and those below it, sorted; or the path itself, if it is one.
+
+    Files among the slices of a DICOM series are left out.
+    """
+    if not os.path.isdir(path):
         yield from [path] if is_other_format(path) or path.lower().endswith(SUFFIXES) else []
         return
+    series = series_in(path) if is_series(path) else []
+    yield from series
     for name in sorted(os.listdir(path)):
-        if not name.startswith("."):  # such as the "._" files that macOS leaves on other file systems
-            yield from _volumes(os.path.join(path, name))
+        below = os.path.join(path, name)
+        if name.startswith("."):  # such as the "._" files that macOS leaves on other file systems
+            continue
+        if os.path.isdir(below):
+            yield from _volumes(below)
+        elif below.lower().endswith(SUFFIXES) and not series:
+            yield below
 
 
 def _stem(path: str) -> str:

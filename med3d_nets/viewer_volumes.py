@@ -272,7 +272,7 @@ def dice(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 def _read_labels(
     path: str, image: str, grid: tuple[tuple[int, ...], Affine], problems: list[str]
 ) -> NDArray[np.uint8] | None:
-    read = read_volume(path, problems)
+    read = read_volume(path, problems, image)
     if read is None or not check_shape(path, read[0].shape, 1, "a label map", problems):
         return None
     voxels, affine = read

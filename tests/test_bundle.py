@@ -124,7 +124,7 @@ def test_inference_of_one_file_and_of_a_list(
 BAD_OPTIONS = [
     ({"n_seg_classes": 2}, ["found label values 2", "expected whole numbers from 0 to 1"]),
     ({"img_list": "nope.txt"}, ["nope.txt"]),
-    ({"pretrain_path": "nope.pth"}, ["nope.pth", "download_weights.py", "--pretrain_path ''"]),
+    ({"pretrain_path": "nope.pth"}, ["nope.pth", "med3d get", "--pretrain_path ''"]),
     ({"model_depth": 50}, ["model_depth is 50", "resnet_10 has 10"]),
     ({"input_D": 0}, ["input_D is 0"]),
     ({"n_epoch": 3}, ["unknown option: --n_epoch (did you mean --n_epochs?)"]),

@@ -161,7 +161,7 @@ def test_only_the_held_out_files_are_read(root: Path, tmp_path: Path) -> None:
         ({"folds": 3, "patient_pattern": "_b"}, "found nothing in 5 of 7 paths"),
         ({"val_list": "typo.txt"}, "val_list typo.txt: found no such file"),
         ({"val_list": "typo.txt", "folds": 3, "patient_pattern": r"p\d"}, "val_list typo.txt: found no such file"),
-        ({"val_list": ""}, "val_list: found an empty path"),
+        ({"val_list": "", "folds": 3}, "val_list: found an empty path"),
     ],
 )
 def test_problems_of_an_evaluation(root: Path, options: Any, part: str) -> None:

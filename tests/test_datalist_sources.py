@@ -57,7 +57,7 @@ def split(text: str) -> list[str]:
 def test_the_parts_of_a_table(root: Path) -> None:
     name = table(root, split=split("ttvvxt"))  # type: ignore[arg-type]
     assert load(root, name) == ["abf", "cd"]
-    assert names_of(load_evaluation_cases(root, name, "", n_seg_classes=3)) == ["c", "d"]
+    assert names_of(load_evaluation_cases(root, name, "", n_seg_classes=3)) == ["e"]
     assert names_of(load_images(name, root)) == ["e"]
     parts = [load(root, name, folds=3, fold=fold)[1] for fold in range(3)]
     assert sorted(parts) == ["a", "b", "f"]
@@ -66,8 +66,14 @@ def test_the_parts_of_a_table(root: Path) -> None:
     assert names_of(load_evaluation_cases(root, name, "val.txt", n_seg_classes=3)) == ["e"]
 
 
-def test_an_evaluation_needs_a_list(root: Path) -> None:
-    only_line(message(load_evaluation_cases, root, table(root), "", n_seg_classes=3), "val_list", "empty path")
+@pytest.mark.parametrize("options", [{}, {"seed": 2}, {"val_fraction": 0.5}, {"patient_pattern": r"[a-f]\.nii"}])
+def test_without_a_list_an_evaluation_is_of_what_its_training_holds_out(root: Path, options: dict[str, Any]) -> None:
+    name = table(root)
+    _, held_out = load(root, name, **options)
+    assert names_of(load_evaluation_cases(root, name, "", n_seg_classes=3, **options)) == list(held_out)
+    assert 0 < len(held_out) < 6
+    only_line(message(load_evaluation_cases, root, "typo.csv", "", n_seg_classes=3), "img_list typo.csv: found no such")
+    only_line(message(load_evaluation_cases, root, name, "", n_seg_classes=3, folds=2), "val_list: found an empty path")
 
 
 def test_patients_of_a_table_stay_together(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -217,10 +223,11 @@ def test_each_case_is_known_by_one_file(tmp_path: Path) -> None:
         {"image": ["a.nii", "b.nii"], "label": "c.nii"},
         {"image": "a.nii"},
         {"image": str(series), "patient": "x"},
+        {"image": str(write_metaimage(tmp_path / "a.mhd", ramp(), OBLIQUE))},
+        {"image": "x.npz::volumes[1]"},
     ]
-    first = str(tmp_path / "1.2/IM000")
-    expected = [{"image": "a.nii", "label": "c.nii"}, {"image": "a.nii"}, {"image": first, "patient": "x"}]
-    assert first_files(cases) == expected
+    files = ["a.nii", "a.nii", str(tmp_path / "1.2/IM000"), str(tmp_path / "a.raw"), "x.npz::volumes[1]"]
+    assert first_files(cases) == [{**case, "image": file} for case, file in zip(cases, files, strict=True)]
 
 
 def test_names_of_label_maps(tmp_path: Path) -> None:

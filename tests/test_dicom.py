@@ -1,49 +1,56 @@
-"""DICOM folders: one series, evenly stacked, in the order of positions whatever files are called."""
+"""Folders of DICOM files: which series are in one, and what a path of a folder or of a file stands for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import OBLIQUE
-from other_formats import write_series
+from other_formats import write_enhanced, write_series
+from test_dicom_series import hounsfield
 
-from med3d_nets.dicom import dicom_files, is_series, read_series
+from med3d_nets.datalist import output_names
+from med3d_nets.dicom import (
+    dicom_files,
+    is_dicom,
+    is_dicom_file,
+    is_series,
+    name_series,
+    scan,
+    series_files,
+    series_in,
+    series_path,
+)
+from med3d_nets.dicom_folders import images_in
+from med3d_nets.dicom_series import read_series
 from med3d_nets.errors import Med3dError
+from med3d_nets.list_files import volumes_in
 
 pytest.importorskip("pydicom")
 
-Array = np.ndarray[Any, Any]
-SPACING = float(np.linalg.norm(OBLIQUE[:3, 2]))
+
+def set_header(**values: Any) -> Any:
+    """For :func:`write_series`: attributes of each slice."""
+
+    def change(_: int, header: Any) -> None:
+        for name, value in values.items():
+            setattr(header, name, value)
+
+    return change
 
 
-def hounsfield(shape: tuple[int, ...] = (3, 4, 6)) -> Array:
-    return np.random.RandomState(0).randint(-1000, 1000, shape).astype(np.int16)
-
-
-def message(folder: Path) -> str:
-    with pytest.raises(Med3dError) as caught:
-        read_series(str(folder))
-    assert str(caught.value).startswith(str(folder))
-    return str(caught.value)
-
-
-def shift(header: Any, way: Array) -> None:
-    """Move a slice by mm in the patient's LPS axes."""
-    header.ImagePositionPatient = [f"{a + b:.6f}" for a, b in zip(header.ImagePositionPatient, way, strict=True)]
-
-
-def test_order_is_that_of_positions(tmp_path: Path) -> None:
-    def renumber(index: int, header: Any) -> None:
-        header.InstanceNumber = (5 * index) % 6
-
-    write_series(tmp_path, hounsfield(), OBLIQUE, name=lambda index: f"{(7 - 3 * index) % 11}", change=renumber)
-    found = read_series(str(tmp_path))
-    assert [Path(path).name for path in found.files] == [f"{(7 - 3 * index) % 11}" for index in range(6)]
-    np.testing.assert_allclose(found.first, OBLIQUE[:3, 3], atol=1e-6)
-    np.testing.assert_allclose(found.last, (OBLIQUE @ [0, 0, 5, 1])[:3], atol=1e-6)
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Two series, a scout, a report and a text in one folder; slices lie among each other."""
+    folder = tmp_path / "mixed"
+    write_series(folder, hounsfield(), OBLIQUE, "1.2.5", "{}b".format, set_header(SeriesNumber=5))
+    write_series(folder, hounsfield((4, 5, 7)), OBLIQUE, "1.2.4", "{}a".format, set_header(SeriesNumber=4))
+    scout = set_header(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesNumber=1)
+    write_series(folder, hounsfield((3, 4, 2)), OBLIQUE, "1.2.1", "{}s".format, scout)
+    write_series(folder, hounsfield((3, 4, 1)), OBLIQUE, "1.2.8", "r{}".format, set_header(Modality="SR"))
+    (folder / "README").write_text("text")
+    return folder
 
 
 def test_other_files_are_left_alone(tmp_path: Path) -> None:
@@ -53,108 +60,115 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     (series / "below").mkdir()
     assert len(list(dicom_files(str(series)))) == len(read_series(str(series)).files) == 6
     assert (is_series(str(series)), is_series(str(tmp_path)), is_series(str(series / "below"))) == (True, False, False)
+    names = ("IM000", "LICENSE.txt", "below", "x")
+    assert [is_dicom_file(str(series / name)) for name in names] == [True, False, False, False]
+    assert [is_dicom(str(series / name)) for name in ("", *names)] == [True, True, False, False, False]
 
 
-def test_several_series_are_named(tmp_path: Path) -> None:
-    write_series(tmp_path, hounsfield(), OBLIQUE, "1.2.3")
-    write_series(tmp_path, hounsfield((3, 4, 2)), OBLIQUE, "1.2.4", "scout{}".format)
-    text = message(tmp_path)
-    assert "found 2 DICOM series: 1.2.3 (CT, 3, chest, 6 files); 1.2.4 (CT, 3, chest, 2 files); expected one" in text
+def test_a_folder_of_one_series_stands_for_it(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "series", hounsfield(), OBLIQUE)
+    assert series_in(str(series)) == [str(series)]
+    assert [series_path(str(series / name)) for name in ("IM000", "IM004")] == [str(series)] * 2
+    assert series_path(str(series)) == str(series)
+    assert series_path(str(tmp_path / "scan.nii.gz")) == str(tmp_path / "scan.nii.gz")
+    assert volumes_in(str(tmp_path)) == [str(series)] == images_in(str(series), [])
 
 
-def test_a_missing_slice_is_named_by_its_neighbours(tmp_path: Path) -> None:
+def test_of_several_series_a_file_stands_for_each(mixed: Path) -> None:
+    paths = [str(mixed / "0a"), str(mixed / "0b")]
+    assert series_in(str(mixed)) == paths == volumes_in(str(mixed.parent)) == images_in(str(mixed), [])
+    assert [series_path(str(mixed / name)) for name in ("3a", "5b")] == paths
+    assert [name_series(path) for path in paths] == ["series_4", "series_5"]
+    assert [read_series(path).shape for path in paths] == [(4, 5, 7), (3, 4, 6)]
+    assert [Path(path).name for path in series_files(paths[1])] == [f"{index}b" for index in range(6)]
+    names = output_names([{"image": path} for path in paths], str(mixed))
+    assert [Path(item["image"]).name for item in names] == ["series_4.dcm", "series_5.dcm"]
+
+
+def test_several_series_are_named_with_a_file_to_choose_by(mixed: Path) -> None:
+    with pytest.raises(Med3dError) as caught:
+        read_series(str(mixed))
+    text = str(caught.value)
+    assert text.startswith(f"{mixed}: found 2 DICOM series: 1.2.4 (CT, 4, chest, 7 files); 1.2.5 (CT, 5, chest, 6")
+    assert text.endswith(f"expected one a folder, or the path of a file of the one that is meant, such as {mixed}/0a")
+
+
+def test_scouts_are_a_volume_where_nothing_else_is(tmp_path: Path) -> None:
+    localizer = set_header(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    assert series_in(str(write_series(tmp_path, hounsfield(), OBLIQUE, change=localizer))) == [str(tmp_path)]
+
+
+def test_films_without_a_place_are_no_series(mixed: Path) -> None:
+    def turn_into_film(_: int, header: Any) -> None:
+        header.NumberOfFrames = "4"
+        header.SeriesNumber, header.Modality = 9, "US"
+        del header.ImagePositionPatient
+
+    write_series(mixed, hounsfield((3, 4, 1)), OBLIQUE, "1.2.11", "f{}".format, turn_into_film)
+    write_enhanced(mixed / "frames", hounsfield(), OBLIQUE, range(6))
+    assert series_in(str(mixed)) == [str(mixed / name) for name in ("0a", "0b", "frames")]
+
+
+def test_a_scout_beside_one_series_is_no_choice(mixed: Path) -> None:
+    for path in mixed.glob("*b"):
+        path.unlink()
+    assert series_in(str(mixed)) == [str(mixed)]
+    assert read_series(str(mixed)).shape == (4, 5, 7)
+    assert [Path(path).name for path in series_files(str(mixed))] == [f"{index}a" for index in range(7)]
+
+
+def test_a_slice_missing_in_a_folder_of_several_series(mixed: Path) -> None:
+    (mixed / "3a").unlink()
+    with pytest.raises(Med3dError, match=rf"^{mixed}/0a: found slices at uneven positions, .* mm from 2a at .* to 4a "):
+        read_series(str(mixed / "0a"))
+    assert read_series(str(mixed / "0b")).shape == (3, 4, 6)
+
+
+def test_series_that_share_a_number_are_named_by_their_uid(tmp_path: Path) -> None:
+    for uid in ("1.2.4", "1.2.5"):
+        write_series(tmp_path, hounsfield(), OBLIQUE, uid, f"{uid}_{{}}".format)
+    paths = series_in(str(tmp_path))
+    assert [name_series(path) for path in paths] == ["series_1.2.4", "series_1.2.5"]
+    names = output_names([{"image": path} for path in paths], str(tmp_path))
+    assert [Path(item["image"]).name for item in names] == ["series_1.2.4.dcm", "series_1.2.5.dcm"]
+
+
+def test_folders_without_images(tmp_path: Path, mixed: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_series(tmp_path / "report", hounsfield((3, 4, 1)), OBLIQUE, change=set_header(Modality="SR"))
+    for folder, found in (("empty", ""), ("report", r", but 1.2.3 \(SR, 3, chest, 1 files\)")):
+        with pytest.raises(Med3dError, match=rf"{folder}: found no DICOM series of images{found}; expected one"):
+            read_series(str(tmp_path / folder))
+    assert series_in(str(tmp_path / "report")) == []
+    with pytest.raises(Med3dError, match="r0: found no image, but SR; expected a file of a series of images"):
+        read_series(str(mixed / "r0"))
+
+
+def test_damaged_headers_are_named(tmp_path: Path) -> None:
     write_series(tmp_path, hounsfield(), OBLIQUE)
-    (tmp_path / "IM002").unlink()
-    text = message(tmp_path)
-    assert "found slices at uneven positions" in text
-    for index in (1, 3):
-        place = ", ".join(f"{mm:.6g}" for mm in (OBLIQUE @ [0, 0, index, 1])[:3] * [-1, -1, 1])
-        assert f"IM{index:03} at ({place})" in text
-    assert f"{2 * SPACING:.4g} mm from IM001" in text
-    assert f"expected {SPACING:.4g} mm between all 5" in text
-    assert "IM000" not in text
+    path = tmp_path / "IM002"
+    whole = path.read_bytes()
+    for content in (whole[:132], whole[:137], whole[:400], whole[:150] + b"\xff" * 90):
+        path.write_bytes(content)
+        with pytest.raises(Med3dError, match=rf"^{path}: found .* header.*; expected a whole DICOM file"):
+            scan(str(tmp_path))
+    assert series_in(str(tmp_path)) == [str(tmp_path)]
+    assert series_path(str(tmp_path / "IM000")) == str(tmp_path / "IM000")
 
 
-@pytest.mark.parametrize("index", [0, 1, 4, 5])
-def test_slices_missing_at_either_end(tmp_path: Path, index: int) -> None:
+def test_a_directory_of_a_medium_is_left_alone(tmp_path: Path) -> None:
+    def turn_into_directory(_: int, header: Any) -> None:
+        header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+        del header.SeriesInstanceUID
+
     write_series(tmp_path, hounsfield(), OBLIQUE)
-    (tmp_path / f"IM{index:03}").unlink()
-    if index in (0, 5):
-        assert len(read_series(str(tmp_path)).files) == 5  # nobody can tell
-    else:
-        assert "uneven" in message(tmp_path)
-
-
-def test_a_slice_that_is_there_twice(tmp_path: Path) -> None:
-    write_series(tmp_path, hounsfield(), OBLIQUE)
-    write_series(tmp_path, hounsfield((3, 4, 3)), OBLIQUE, name="again{}".format)
-    assert "0 mm from IM000 at (" in message(tmp_path)
-
-
-def test_slices_at_one_place(tmp_path: Path) -> None:
-    def stay(_: int, header: Any) -> None:
-        header.ImagePositionPatient = [0, 0, 0]
-
-    assert "0 mm from IM000" in message(write_series(tmp_path, hounsfield(), OBLIQUE, change=stay))
-
-
-@pytest.mark.parametrize("spacing", [0.04, 0.3, 2.0, 15.0])
-def test_any_distance_of_slices(tmp_path: Path, spacing: float) -> None:
-    write_series(tmp_path, hounsfield(), np.diag([1, 1, spacing, 1]))
+    write_series(tmp_path, hounsfield((3, 4, 1)), OBLIQUE, name="DICOMDIR".format, change=turn_into_directory)
+    assert series_in(str(tmp_path)) == [str(tmp_path)]
     assert len(read_series(str(tmp_path)).files) == 6
-    (tmp_path / "IM003").unlink()
-    assert "uneven" in message(tmp_path)
 
 
-def test_rounded_positions_are_even(tmp_path: Path) -> None:
-    def round_off(_: int, header: Any) -> None:
-        header.ImagePositionPatient = [f"{float(mm):.1f}" for mm in header.ImagePositionPatient]
-
-    affine = np.diag([0.7, 0.7, 0.625, 1])
-    assert len(read_series(str(write_series(tmp_path, hounsfield(), affine, change=round_off))).files) == 6
-
-
-def test_a_tilted_gantry(tmp_path: Path) -> None:
-    write_series(tmp_path, hounsfield(), np.eye(4), change=lambda index, header: shift(header, np.array([0, index, 0])))
-    assert "shifted against each other by 5 mm over 5 mm, as by a tilted gantry" in message(tmp_path)
-
-
-def test_drifting_positions(tmp_path: Path) -> None:
-    """No two slices are far from the usual distance, and yet the middle is a slice off its place."""
-    slices = np.cumsum([0, *[4.7] * 20, *[5.3] * 20])
-    write_series(
-        tmp_path,
-        hounsfield((3, 4, 41)),
-        np.diag([1, 1, 0.001, 1]),
-        change=lambda index, header: shift(header, np.array([0, 0, slices[index]])),
-    )
-    assert "uneven" in message(tmp_path)
-
-
-def test_slices_of_several_directions(tmp_path: Path) -> None:
-    def turn(index: int, header: Any) -> None:
-        if index == 3:
-            header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-
-    write_series(tmp_path, hounsfield(), OBLIQUE, change=turn)
-    text = message(tmp_path)
-    assert text.startswith(f"{tmp_path}/IM003: found slices of another direction, [1.0, 0.0, 0.0")
-    assert f"that of {tmp_path}/IM000" in text
-
-
-def test_many_frames_in_a_file(tmp_path: Path) -> None:
-    write_series(tmp_path, hounsfield(), OBLIQUE, change=lambda _, header: setattr(header, "NumberOfFrames", "4"))
-    assert "IM000: found 4 frames; expected a file for each slice" in message(tmp_path)
-
-
-def test_a_file_without_a_position(tmp_path: Path) -> None:
-    def forget(index: int, header: Any) -> None:
-        if index == 1:
-            del header.ImagePositionPatient
-
-    write_series(tmp_path, hounsfield(), OBLIQUE, change=forget)
-    assert "IM001: found no ImagePositionPatient; expected" in message(tmp_path)
-
-
-def test_a_folder_without_a_series(tmp_path: Path) -> None:
-    assert "found 0 DICOM series; expected one" in message(tmp_path)
+def test_files_that_change_are_read_again(tmp_path: Path) -> None:
+    write_series(tmp_path, hounsfield(), OBLIQUE)
+    assert list(scan(str(tmp_path))) == ["1.2.3"]
+    write_series(tmp_path, hounsfield((3, 4, 7)), OBLIQUE, "1.2.77")
+    assert list(scan(str(tmp_path))) == ["1.2.77"]

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import pytest
 import torch
 from pages import Page, decode
 
-from med3d_nets.evaluation_page import MAX_CLASSES, Case, Pick, render_evaluation, short_names
+from med3d_nets.evaluation_page import MAX_CLASSES, Case, Pick, render_evaluation
 from med3d_nets.report_html import MINUS, NOTHING
 from med3d_nets.report_slices import cut_class
 
@@ -127,17 +126,3 @@ def test_classes_with_the_lowest_scores_are_drawn() -> None:
     shown = [text for tag, text in found.texts if tag == "b" and text.startswith("class")]
     assert shown == ["class 2", "class 3", "class 4", "class 5"]
     assert "The 4 of 6 classes with the lowest Dice are shown." in found.text("p")
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        (["/data/x/a.nii", "/data/y/b.nii"], ["a.nii", "b.nii"]),
-        (["/data/x/a.nii", "/data/y/a.nii"], ["x/a.nii", "y/a.nii"]),
-        (["/data/a.nii", "b/a.nii"], ["/data/a.nii", "b/a.nii"]),
-        (["x/a.nii", "y/a.nii"], ["x/a.nii", "y/a.nii"]),
-        ([], []),
-    ],
-)
-def test_names_stay_apart(files: list[str], expected: list[str]) -> None:
-    assert short_names(files) == expected

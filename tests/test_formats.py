@@ -109,7 +109,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes | Non
 def test_a_missing_file_is_that(tmp_path: Path) -> None:
     problems: list[str] = []
     assert read_volume(str(tmp_path / "a.mha"), problems) is None
-    assert "found no such file; expected a NIfTI, .mha, .mhd, .nrrd file or a folder" in problems[0]
+    assert "found no such file; expected a NIfTI, .mha, .mhd, .nrrd file, a folder of" in problems[0]
 
 
 @pytest.mark.parametrize(("name", "package"), [("a.mha", "itk"), ("1.2.3", "itk"), ("1.2.3", "pydicom")])
@@ -120,7 +120,7 @@ def test_a_missing_package_is_named_with_the_extra(
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(f"monai.data.image_reader.has_{package}", False)
     with pytest.raises(
-        Med3dError, match=r"expected itk-io and pydicom, by pip install 'med3d-nets\[formats\]'"
+        Med3dError, match=r"expected itk-io, pydicom and highdicom, by pip install 'med3d-nets\[formats\]'"
     ) as caught:
         read_other_format(str(path))
     assert str(caught.value).startswith(f"{path}: ")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from test_datalist import message
 
-from med3d_nets.list_files import MAX_LINES, find_path, images_in, no_folder, raise_for, read_rows
+from med3d_nets.dicom_folders import images_in
+from med3d_nets.list_files import MAX_LINES, find_path, no_folder, raise_for, read_rows, short_names
 
 
 def test_rows_have_the_numbers_of_their_lines(tmp_path: Path) -> None:
@@ -58,3 +59,17 @@ def test_one_error_for_all_problems() -> None:
     raise_for([])
     assert message(raise_for, ["a"]).splitlines() == ["the data list has 1 problem:", "- a"]
     assert message(raise_for, ["a"] * (MAX_LINES + 2)).endswith("... and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["/data/x/a.nii", "/data/y/b.nii"], ["a.nii", "b.nii"]),
+        (["/data/x/a.nii", "/data/y/a.nii"], ["x/a.nii", "y/a.nii"]),
+        (["/data/a.nii", "b/a.nii"], ["/data/a.nii", "b/a.nii"]),
+        (["x/a.nii", "y/a.nii"], ["x/a.nii", "y/a.nii"]),
+        ([], []),
+    ],
+)
+def test_names_stay_apart(files: list[str], expected: list[str]) -> None:
+    assert short_names(files) == expected

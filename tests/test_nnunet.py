@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from conftest import OBLIQUE
 from other_formats import write_series
-from test_dicom import hounsfield
+from test_dicom_folders import write_segmentation
+from test_dicom_series import hounsfield
 from test_sources import describe, problems_of, read, touch
 
 
@@ -54,6 +55,21 @@ def test_a_test_alone_has_channels_where_all_files_are_named_so(tmp_path: Path) 
     assert images(read(tmp_path, "", False).test, tmp_path) == [[f"imagesTs/a_000{n}.nii" for n in range(3)]]
 
 
+def test_labels_of_a_test(tmp_path: Path) -> None:
+    for name, part in {"a": "Tr", "b": "Tr", "c": "Ts", "d": "Ts"}.items():
+        touch(tmp_path, *(f"images{part}/{name}_{channel:04}.nii.gz" for channel in range(2)))
+        touch(tmp_path, f"labels{part}/{name}.nii.gz")
+    (tmp_path / "labelsTs/d.nii.gz").unlink()  # some are not labelled
+    touch(tmp_path, "labelsTs/e.nii.gz")  # nor have all labels an image
+    for place in (tmp_path, describe(tmp_path, labels={"background": 0}, file_ending=".nii.gz")):
+        c, d = read(place, in_channels=2).test
+        assert (len(c["image"]), c["label"]) == (2, str(tmp_path / "labelsTs/c.nii.gz"))
+        assert "label" not in d
+        assert [*map(len, read(place, "", False).test)] == [1, 1]  # the images alone
+    source = read(tmp_path)
+    assert [Path(case["label"]).parent.name for case in source.training] == ["labelsTr"] * 2
+
+
 def test_formats_may_differ_and_images_be_series(tmp_path: Path) -> None:
     pytest.importorskip("pydicom")
     touch(tmp_path, "imagesTr/a.mha", "labelsTr/a.seg.nrrd", "labelsTr/1.2.nii.gz", "labelsTr/a.nrrd")
@@ -62,6 +78,20 @@ def test_formats_may_differ_and_images_be_series(tmp_path: Path) -> None:
     source = read(tmp_path)
     assert images(source.training, tmp_path) == ["imagesTr/1.2", "imagesTr/a.mha"]
     assert [Path(case["label"]).name for case in source.training] == ["1.2.nii.gz", "a.nrrd"]
+
+
+def test_labels_may_be_dicom_segmentations(tmp_path: Path) -> None:
+    """Files, or the only ones in folders."""
+    pytest.importorskip("pydicom")
+    for name in ("a", "b.1"):
+        write_series(tmp_path / "imagesTr" / name, hounsfield(), OBLIQUE, f"1.2.{len(name)}")
+    write_segmentation(tmp_path / "labelsTr/a.dcm", "1.2.1")
+    write_segmentation(tmp_path / "labelsTr/b.1/1-1", "1.2.3")
+    source = read(tmp_path)
+    labels = [Path(case["label"]).relative_to(tmp_path).as_posix() for case in source.training]
+    assert labels == ["labelsTr/a.dcm", "labelsTr/b.1"]
+    assert source.class_names == ["background", "liver"]
+    assert problems_of(tmp_path) == []
 
 
 def test_other_endings_are_left_alone_where_a_description_names_one(tmp_path: Path) -> None:

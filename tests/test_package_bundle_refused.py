@@ -62,7 +62,7 @@ REFUSED: list[Case] = [
     ("no markers", lambda b: (b / "docs/README.md").write_text("# Mine\n"), [],
      ["docs/README.md: has no section", "<!-- performance -->"]),
     ("no weights", lambda b: shutil.rmtree(b / "models"), [],
-     ["neither model.pt nor pretrained.pt", "run training", "download_weights.py resnet_10'",
+     ["neither model.pt nor pretrained.pt", "run training", "'med3d get resnet_10'",
       "convert_pth.py --src resnet_10.pth", "--models"]),
     ("no settings", lambda b: (b / "models/model.json").unlink(), [], ["models/model.json: no such file", "training"]),
     ("no pretrained", lambda b: (b / "models/pretrained.pt").unlink(), ["--weights", "pretrained"],

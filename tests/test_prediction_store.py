@@ -70,6 +70,7 @@ def test_names_keep_the_folders(folder: Path) -> None:
         "a/x",
         f"{out}/a/x_seg.nii.gz",
         f"{out}/a/x_prob.nii.gz",
+        "",
         f"{out}/quicklook/a/x.png",
         f"{out}/cases/a/x_seg.json",
     )
@@ -81,6 +82,21 @@ def test_finished_is_what_was_written_whole_by_the_same_network_of_the_same_imag
     assert store.examine(images(folder)[0], True) == (False, "")  # probabilities are to be added
     write(store, images(folder)[0], probabilities="p")
     assert store.examine(images(folder)[0], True) == (True, "")
+
+
+def test_a_series_is_finished_with_its_dicom_segmentation(folder: Path) -> None:
+    series = folder / "in" / "series"
+    series.mkdir()
+    (series / "1").write_bytes(bytes(128) + b"DICM")
+    store, without = (make(folder, ("series",), dicom_seg=wanted) for wanted in (True, False))
+    write(without, str(series))
+    assert without.place(str(series)).segmentation == ""
+    assert without.examine(str(series), False) == (True, "")
+    assert store.examine(str(series), False) == (False, "")  # it is to be added
+    write(store, str(series), segmentation="dicom")
+    assert store.examine(str(series), False) == (True, "")
+    (folder / "out/series_seg.dcm").write_text("other")
+    assert "series_seg.dcm: exists already, and is not what was predicted" in store.examine(str(series), False)[1]
 
 
 def test_the_record_says_what_was_made_of_what(folder: Path) -> None:
@@ -188,7 +204,7 @@ def test_an_answer_never_replaces_its_image(folder: Path) -> None:
 
 def test_names_that_clash(folder: Path) -> None:
     (folder / "in/a/x.nii").touch()
-    assert "whose label map would have the same name" in message(make, folder, ("a/x.nii", "a/x.nii.gz"))
+    assert "whose output would have the same name" in message(make, folder, ("a/x.nii", "a/x.nii.gz"))
     assert "output_postfix is 'prob'" in message(lambda: make(folder, postfix="prob"))
 
 
@@ -204,10 +220,11 @@ def test_images_of_several_files(folder: Path) -> None:
     for image in store.cases:
         (folder / "out").mkdir(exist_ok=True)
         Path(store.place(image).label_map).unlink(missing_ok=True)
-        write(store, image)
+        write(store, image, **({"segmentation": "dicom"} if image == str(series) else {}))
         assert store.examine(image, False) == (True, "")
     assert store.place(str(series)).label_map == str(folder / "out" / "1.2.3_seg.nii.gz")
     for name in ("in/b/x.nii.gz", "in/1.2.3/2", "in/h.raw"):
         path = folder / name
         path.write_bytes(path.read_bytes() + b".")
+    assert store.place(str(series)).segmentation == str(folder / "out" / "1.2.3_seg.dcm")
     assert ["was made of" in store.examine(image, False)[1] for image in store.cases] == [True] * 3

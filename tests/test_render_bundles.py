@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_tool
 
 from med3d_nets import create_model
 from med3d_nets.resnet import STRIDES
@@ -22,12 +21,7 @@ DOCS = ("README.md", "network.svg", "data_license.txt")
 
 @pytest.fixture
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_bundles", ROOT / "tools" / "render_bundles.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("render_bundles")
 
 
 def test_the_tree_is_as_rendered() -> None:

@@ -87,7 +87,7 @@ def test_a_folder_without_labels_has_channels_where_they_are_expected(tmp_path: 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path)
-    assert "found a folder without dataset.json and imagesTr; expected one of them, or a list" in problem
+    assert "found a folder without dataset.json and imagesTr; expected one of them, DICOM series, or a list" in problem
     assert "no images" in problems_of(tmp_path, "", False)[0]
 
 
@@ -141,6 +141,15 @@ def test_a_label_to_ignore_would_be_learnt(tmp_path: Path) -> None:
     (problem,) = problems_of(path)
     assert "found the label 'ignore' (2); expected none" in problem
     assert problems_of(path, "", False) == []
+
+
+def test_labels_of_a_test_are_kept_where_there_are_some(tmp_path: Path) -> None:
+    item = {"image": "a.nii", "label": "b.nii"}
+    path = describe(tmp_path, training=[item], test=[item, "c.nii", {"image": "d.nii", "label": ""}])
+    (tmp_path / "t.csv").write_text("image,label,split\na.nii,b.nii,train\na.nii,b.nii,test\nc.nii,,test\nd.nii,,test")
+    for source, root in ((path, ""), ("t.csv", tmp_path)):
+        assert [case.get("label") for case in read(source, root).test] == [str(tmp_path / "b.nii"), None, None]
+        assert not any("label" in case for case in read(source, root, False).test)
 
 
 def test_what_is_wrong_with_a_test_does_not_stop_a_training(tmp_path: Path) -> None:

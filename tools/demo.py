@@ -142,7 +142,7 @@ Done, on synthetic data and from random weights (no pretrained weights were used
 
 Next, with your own scans:
   1. list them: one 'image label' pair a line in train.txt and val.txt, paths below one folder (--data_root)
-  2. get MedicalNet's weights: python tools/download_weights.py resnet_10
+  2. get MedicalNet's weights: med3d get resnet_10
   3. run the training command above with your --data_root, --n_seg_classes and input_D, input_H, input_W,
      without --pretrain_path ''; README.md explains each step
 """

@@ -30,6 +30,8 @@ from med3d_nets.errors import Med3dError  # noqa: E402
 from med3d_nets.metrics import HausdorffDistance95, SurfaceDice  # noqa: E402
 from med3d_nets.reports import CaseReport  # noqa: E402
 from med3d_nets.statistics import Interval, case_means, summarise  # noqa: E402
+from med3d_nets.transforms import PlaceSegmentationd  # noqa: E402
+from med3d_nets.volume_reader import VolumeReader  # noqa: E402
 
 
 def baseline(
@@ -93,7 +95,8 @@ def baseline(
 
 def run(engine: Engine, cases: Sequence[Mapping[str, str]], num_workers: int) -> None:
     """Run an engine over the cases, each a batch that is a list of one, with a progress bar."""
-    load = Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
+    keys = ["image", "label"]
+    load = Compose([LoadImaged(keys, VolumeReader), EnsureChannelFirstd(keys), PlaceSegmentationd("label")])
     loader = DataLoader(Dataset(cases, load), batch_size=1, num_workers=num_workers, collate_fn=list)
     engine.run(tqdm(loader, desc="cases", leave=False), epoch_length=len(cases))
 
