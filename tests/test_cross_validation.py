@@ -83,7 +83,7 @@ def test_a_fold_is_evaluated_on_what_it_held_out(trained: Path, dataset: Path) -
     assert page.text("h1") == "Evaluation: resnet_10, unet head, patch recipe"
     assert {row[0] for row in page.tables[0][1:]} == {"Dice", "HD95 [mm]", "Surface Dice"}
     for options, text in (
-        ({}, "exists already"),
+        ({}, "exist already"),
         ({"manual_seed": 5, "output_dir": str(trained / "other")}, "fold.json"),
     ):
         with pytest.raises((Med3dError, RuntimeError)) as caught:  # the seed divides the cases
