@@ -325,7 +325,7 @@ def test_lines_of_the_list(data: Path, command: Command) -> None:
     ("words", "part"),
     [
         (["no"], "no: no such file or folder"),
-        (["data/images"], "found none of seg_train.txt"),
+        (["."], "found none of seg_train.txt"),
         (["data", "--img_list", "no.txt"], "no.txt"),
         (["data", "--val_list", "no.txt"], "val_list"),
         (["data", "--n_seg_classes", "1"], "n_seg_classes: found 1"),
