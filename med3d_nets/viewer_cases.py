@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from med3d_nets.checks import reason
-from med3d_nets.dicom import is_series, series_in
+from med3d_nets.dicom import is_dicom_file, is_series, name_series, series_in
 from med3d_nets.errors import Med3dError
 from med3d_nets.formats import SUFFIXES, images_of, is_other_format
 from med3d_nets.list_files import raise_for, short_names
@@ -191,7 +191,8 @@ def _pair(cases: Sequence[ViewCase], source: str, option: str, postfix: str) -> 
         paths = [path for path in paths if _stem(path).endswith(f"_{postfix}")]
     by_name: dict[str, list[str]] = {}
     for image in images:
-        by_name.setdefault(_stem(image), []).append(image)
+        of_several = not image.lower().endswith(SUFFIXES) and is_dicom_file(image)
+        by_name.setdefault(name_series(image) if of_several else _stem(image), []).append(image)
     pairs: dict[str, str] = {}
     problems = []
     unknown = 0

@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import OBLIQUE
+from other_formats import write_series
+from test_dicom import set_header
+from test_dicom_series import hounsfield
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.prediction_store import PredictionStore
@@ -130,6 +134,21 @@ def test_a_series_is_one_image(tmp_path: Path) -> None:
     expected = [ViewCase("series", str(series), "", prediction)]
     assert find_cases(str(series), prediction=prediction)[0] == expected
     assert find_cases(str(tmp_path / "out"), images=str(tmp_path / "scans"))[0] == expected
+
+
+def test_series_of_one_folder_are_known_by_their_number(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    scans = tmp_path / "scans"
+    for number in (4, 5):
+        change = set_header(SeriesNumber=number)
+        write_series(scans, hounsfield(), OBLIQUE, f"1.2.{number}", f"{number}_{{}}".format, change)
+    names = ("series_4_seg.nii.gz", "series_5_seg.nii.gz")
+    predictions = touch(tmp_path / "out", *names)
+    touch(tmp_path / "out", "series_4_seg.dcm")
+    found, _ = find_cases(str(tmp_path / "out"), images=str(scans))
+    assert [(case.image, case.prediction) for case in found] == [
+        (str(scans / f"{number}_0"), prediction) for number, prediction in zip((4, 5), predictions, strict=True)
+    ]
 
 
 def test_a_decathlon_list_names_the_classes(tmp_path: Path) -> None:
