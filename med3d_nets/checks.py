@@ -121,7 +121,7 @@ def check_case(case: Mapping[str, Any], n_seg_classes: int, in_channels: int) ->
     label, classes = _check_label(case["label"], images[0], n_seg_classes, problems)
     if image and label:
         check_grid(case["label"], label, images[0], image, problems)
-    return problems, classes
+    return list(dict.fromkeys(problems)), classes  # a label map that is put on its image's grid tells of the image too
 
 
 def check_grid(path: str, found: Grid, image: str, expected: Grid, problems: list[str]) -> None:

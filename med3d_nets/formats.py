@@ -118,8 +118,7 @@ def read_other_volume(
     try:
         voxels, meta = read_other_format(path)
         if image and dicom_seg.is_segmentation(path):
-            shape, affine = _read_grid(image)
-            return dicom_seg.place_on_grid(path, voxels, meta[MetaKeys.AFFINE], shape, affine), affine
+            return _place(path, voxels, meta[MetaKeys.AFFINE], image, problems)
     except Med3dError as error:
         problems.append(Problem(str(error)))
     except Exception as error:  # whatever else a damaged file makes ITK or pydicom raise
@@ -138,6 +137,18 @@ def _read(path: str) -> tuple[NDArray[Any], dict[str, Any]]:
         found = dicom_seg.read_segmentation(path)
         return found.labels, _meta(found.labels.shape, found.affine)
     return _read_series(path)
+
+
+def _place(
+    path: str, labels: NDArray[Any], affine: NDArray[np.float64], image: str, problems: list[str]
+) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
+    """A segmentation on the grid of its image; None and a problem where that is another."""
+    shape, wanted = _read_grid(image)
+    try:
+        return dicom_seg.place_on_grid(path, labels, affine, shape, wanted), wanted
+    except Med3dError as error:
+        problems.append(Problem(str(error), "grid"))
+        return None
 
 
 def _read_grid(path: str) -> tuple[tuple[int, int, int], NDArray[np.float64]]:

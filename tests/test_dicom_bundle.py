@@ -16,7 +16,9 @@ from predicted import CLASSES, make_bundle, predict, refused
 from test_dicom import set_header
 from test_every_bundle import workflow
 
-from med3d_nets.checks import read_volume
+from med3d_nets.checking.cases import Case, Options, read_case
+from med3d_nets.checking.pictures import PictureStore
+from med3d_nets.checks import check_case, read_volume
 from med3d_nets.dicom_seg import read_segmentation, write_segmentation
 from med3d_nets.dicom_series import read_series
 
@@ -200,3 +202,23 @@ def test_segmentations_train_as_the_same_labels_in_nifti(archive: Path, tmp_path
             np.testing.assert_array_equal(np.asarray(one[key]), np.asarray(other[key]))
             np.testing.assert_allclose(one[key].affine, other[key].affine, atol=1e-5)
             assert one[key].shape == (1, 14, 18, 16)
+
+
+def test_a_segmentation_of_another_grid_and_one_whose_image_is_bad(archive: Path, tmp_path: Path) -> None:
+    """Each is one problem, in training and in ``med3d check``."""
+    voxels = read_volume(str(archive / "P1/axial"), [])
+    assert voxels is not None
+    labels = (voxels[0] > 80).astype(np.uint8)
+    seg = str(tmp_path / "seg.dcm")
+    write_segmentation(seg, labels, AXIAL, read_series(str(archive / "P1/axial")).files, CLASSES[:2], "test", "1")
+    for image, found, kind in (
+        ("P3/oblique", f"{seg}: found labels on a grid of another", "grid"),
+        ("P2/coronal", f"{archive}/P2/coronal: found slices at uneven positions", "unreadable"),
+    ):
+        problems, _ = check_case({"image": str(archive / image), "label": seg}, 2, 1)
+        (problem,) = problems
+        assert problem.startswith(found)
+        with PictureStore() as store:
+            record = read_case(Case("training", (str(archive / image),), seg), Options(2), store)
+        assert [str(each) for each in record.problems] == problems
+        assert [each.kind for each in record.problems] == [kind]

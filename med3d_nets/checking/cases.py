@@ -113,7 +113,7 @@ def _read(case: Case, options: Options, store: PictureStore, problems: list[str]
     for path, (grid, _, _) in zip(case.images[1:], others, strict=True):
         if first and grid:
             check_grid(path, grid, case.images[0], first, problems)
-    problems += about_label
+    problems += [problem for problem in about_label if problem not in problems]  # those of the image, for its grid
     if first and cut.grid:
         check_grid(case.label, cut.grid, case.images[0], first, problems)
     number = store.add(picture) if picture else None
