@@ -15,8 +15,9 @@ from monai.data.utils import create_file_basename
 
 from med3d_nets.checks import check_cases, identity
 from med3d_nets.dicom import is_dicom_file, name_series, series_path
+from med3d_nets.dicom_folders import images_in
 from med3d_nets.errors import Med3dError
-from med3d_nets.folds import check_groups, divide, fold_problems, hold_out, sort_cases
+from med3d_nets.folds import check_groups, divide, fold_problems, hold_out, known_patient, sort_cases
 from med3d_nets.formats import SUFFIXES, images_of, parts_of
 from med3d_nets.list_files import find_path, raise_for, read_rows
 from med3d_nets.sources import FORMS, OTHERS, Source, read_source
@@ -145,7 +146,7 @@ def load_evaluation_cases(
         given = ("val_list", val_list) if val_list or not listed else ("img_list", img_list)
         parts = ["test", "validation", "training"]
         _, cases = _read_list(*given, data_root, parts, problems, in_channels)
-    if held_out or (folds and (patient_pattern or any("patient" in case for case in cases))):
+    if held_out or (folds and (patient_pattern or any(map(known_patient, cases)))):
         _, divided = _read_list("img_list", img_list, data_root, ["training"], problems, in_channels)
     before = len(problems)
     groups = check_groups(divided, cases, img_list, data_root, folds, patient_pattern, problems)
@@ -192,9 +193,9 @@ def load_images(
 
     Args:
         source: a volume (a file, or the folder of a DICOM series), a folder with volumes directly in it, of which files
-            are channels if ``in_channels`` is above 1 and they are named as nnU-Net's, a sequence of volumes, or a
-            source as for :func:`~med3d_nets.sources.read_source`: its part for a test, else that for training, or for
-            validation. Relative paths are looked for in ``data_root``, then in the working directory.
+            are channels if ``in_channels`` is above 1 and they are named as nnU-Net's, a sequence of volumes and
+            folders, or a source as for :func:`~med3d_nets.sources.read_source`: its part for a test, else that for
+            training, or for validation. Relative paths are looked for in ``data_root``, then in the working directory.
         data_root, in_channels, num_workers: as for :func:`load_datalist`.
         check: whether to read the images; otherwise, they are listed alone.
 
@@ -211,8 +212,9 @@ def load_images(
         _, listed = _read_list("source", source, data_root, parts, problems, in_channels, labelled=False)
         cases = [{"image": case["image"]} for case in listed]
     else:
-        paths = (find_path("source", item, data_root, problems) for item in source)
-        cases = [{"image": series_path(path)} for path in paths if path]
+        paths = [path for item in source if (path := find_path("source", item, data_root, problems))]
+        images = [images_in(path, problems) if os.path.isdir(path) else [series_path(path)] for path in paths]
+        cases = [{"image": image} for each in images for image in each]
         if not source:
             problems.append("source: found an empty list; expected at least one image")
     if check:

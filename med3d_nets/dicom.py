@@ -16,6 +16,7 @@ from med3d_nets.errors import Med3dError
 
 __all__ = [
     "DicomFile",
+    "DicomImage",
     "chosen_files",
     "dicom_files",
     "images_of_folder",
@@ -23,6 +24,7 @@ __all__ = [
     "is_dicom_file",
     "is_series",
     "name_series",
+    "patient_of",
     "scan",
     "segment_names",
     "series_files",
@@ -32,16 +34,22 @@ __all__ = [
 
 OTHER_MODALITIES = ("KO", "PR", "REG", "RTDOSE", "RTPLAN", "RTSTRUCT", "SEG", "SR")
 """Of objects that are about images, and lie in the same folders."""
+SUFFIXES = (".dcm", ".dicom", ".ima")
+"""What files that begin as no DICOM do must not end with: they are damaged."""
+MANUFACTURER = "med3d_nets"
+"""Of the segmentations that are written here, in their headers."""
 DIRECTORY = "1.2.840.10008.1.3.10"
 """SOP class of a DICOMDIR."""
+PLACE = ("ImagePositionPatient", "ImageOrientationPatient")
 
 _TAGS = (
-    *("SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID"),
+    *("SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "Manufacturer"),
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "NumberOfFrames"),
-    *("Rows", "Columns", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness"),
+    *("Rows", "Columns", "SamplesPerPixel", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness", *PLACE),
     *("ReferencedSeriesSequence", "SegmentSequence", "SharedFunctionalGroupsSequence"),
 )
-PLACE = ("ImagePositionPatient", "ImageOrientationPatient")
+_FIRST_ELEMENTS = (0x00, 0x01, 0x05, 0x08, 0x12, 0x16)
+"""Those of group 0008 that a data set without the preamble of a file begins with."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +65,64 @@ class DicomFile:
         return bool(self.header["Rows"]) and self.header["Modality"] not in OTHER_MODALITIES
 
     @property
+    def is_scout(self) -> bool:
+        """Whether it is a localizer, or of no place in the patient or in colours, as pictures of screens are."""
+        placed = self.header["ImagePositionPatient"] or self.header["SharedFunctionalGroupsSequence"]
+        return not placed or self.header["SamplesPerPixel"] == 3 or "LOCALIZER" in (self.header["ImageType"] or ())
+
+    @property
     def frames(self) -> int:
         """Number of frames."""
         return int(self.header["NumberOfFrames"] or 1)
 
 
+@dataclass(frozen=True)
+class DicomImage:
+    """A series of images.
+
+    Attributes:
+        path: what stands for it: its folder, or its first file beside other series.
+        uid: of the series.
+        name: for outputs, where a file stands for it: by its number, or by its UID where others share the number.
+        files: sorted by name.
+    """
+
+    path: str
+    uid: str
+    name: str
+    files: Sequence[DicomFile]
+
+    @property
+    def header(self) -> Mapping[str, Any]:
+        """That of the first file."""
+        return self.files[0].header
+
+    @property
+    def is_scout(self) -> bool:
+        """Whether all of it is."""
+        return all(one.is_scout for one in self.files)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What is directly in a folder: series by UID, and those that may be volumes."""
+
+    series: Mapping[str, Sequence[DicomFile]]
+    images: Sequence[DicomImage]
+
+
 def is_dicom_file(path: str) -> bool:
-    """Whether a path is that of a file that begins as DICOM files do."""
+    """Whether a path is that of a file that begins as DICOM files do, with or without their preamble."""
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        head = file.read(132)
+    if head[128:] == b"DICM":
+        return True
+    if head[:2] != b"\x08\x00" or head[2:4] not in [bytes([element, 0]) for element in _FIRST_ELEMENTS]:
+        return False
+    length = int.from_bytes(head[4:8], "little")
+    return head[4:6].isalpha() or (length % 2 == 0 and 0 < length <= 1024)
 
 
 def dicom_files(folder: str) -> Iterator[str]:
@@ -87,36 +142,32 @@ def is_dicom(path: str) -> bool:
     return is_series(path) if os.path.isdir(path) else is_dicom_file(path)
 
 
-def scan(folder: str) -> dict[str, list[DicomFile]]:
+def scan(folder: str) -> Mapping[str, Sequence[DicomFile]]:
     """The DICOM files directly in a folder by the UID of their series, without a DICOMDIR.
 
     Raises:
-        Med3dError: if a header cannot be read, or names no series.
+        Med3dError: if a header cannot be read or names no series, or files are damaged so that they are no DICOM.
         ImportError: without pydicom.
     """
-    states = ((path, os.stat(path)) for path in dicom_files(folder))
-    return _scan(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
+    return _look(folder).series
 
 
-def images_of_folder(folder: str) -> dict[str, Mapping[str, Any]]:
-    """The image series whose files lie directly in a folder: path, and the header of a slice.
+def images_of_folder(folder: str) -> Sequence[DicomImage]:
+    """The series of images whose files lie directly in a folder.
 
-    The path is the folder's own, or that of the first file of each of several. Objects without pixels, segmentations
-    and doses are left out, and so are scouts beside other series.
+    Objects without pixels, segmentations and doses are left out, and so are scouts beside other series.
 
     Raises:
-        Med3dError: if a header cannot be read.
-        ImportError: without pydicom.
+        Med3dError, ImportError: as of :func:`scan`.
     """
-    series = _candidates(folder)
-    return {folder if len(series) == 1 else slices[0].path: slices[0].header for slices in series.values()}
+    return _look(folder).images
 
 
 def series_in(folder: str) -> list[str]:
     """Paths of :func:`images_of_folder`; a folder that cannot be read is its own, to be told of when it is read."""
     try:
-        return list(images_of_folder(folder))
-    except (ImportError, Med3dError):
+        return [image.path for image in images_of_folder(folder)]
+    except (ImportError, OSError, Med3dError):
         return [folder]
 
 
@@ -125,34 +176,36 @@ def series_path(path: str) -> str:
 
     What is no DICOM file, or cannot be read, stands for itself.
     """
-    try:
-        if os.path.isdir(path) or not is_dicom_file(path):
-            return path
-        folder = os.path.dirname(path)
-        uid, slices = _series_of(path)
-        return folder if list(_candidates(folder)) == [uid] else slices[0].path
-    except (ImportError, Med3dError):  # told when it is read
-        return path
+    image = _image_of(path) if not os.path.isdir(path) else None
+    return image.path if image else path
 
 
 def name_series(path: str) -> str:
-    """What a series among several is called, ``series_3``: by its number, or by its UID where they share a number.
+    """What the series of a file is called in outputs, ``series_3``, see :class:`DicomImage`."""
+    image = _image_of(path)
+    return image.name if image else os.path.splitext(os.path.basename(path))[0]
+
+
+def patient_of(path: str) -> str:
+    """What tells the patient of a series: its PatientID, or the UID of its study; "" where nothing does.
 
     Args:
-        path: of one of its files.
+        path: of its folder or of one of its files.
     """
-    found = _candidates(os.path.dirname(path))
-    uid, slices = _series_of(path)
-    number = slices[0].header["SeriesNumber"]
-    numbers = [others[0].header["SeriesNumber"] for others in found.values()]
-    return f"series_{number}" if number is not None and numbers.count(number) < 2 else f"series_{uid}"
+    try:
+        image = images_of_folder(path)[0] if os.path.isdir(path) and is_series(path) else _image_of(path)
+    except (ImportError, IndexError, OSError, Med3dError):  # told when it is read
+        return ""
+    header: Mapping[str, Any] = image.header if image else {}
+    study = header.get("StudyInstanceUID")
+    return str(header.get("PatientID") or "").strip() or (f"study {study}" if study else "")
 
 
 def series_files(path: str) -> list[str]:
     """Paths of the files of an image, sorted: of a file's series, or of a folder's images."""
     if not os.path.isdir(path):
         return [one.path for one in _series_of(path)[1]]
-    return sorted(one.path for slices in _candidates(path).values() for one in slices)
+    return sorted(one.path for image in images_of_folder(path) for one in image.files)
 
 
 def segment_names(path: str) -> dict[int, str]:
@@ -164,13 +217,16 @@ def segment_names(path: str) -> dict[int, str]:
     files = list(dicom_files(path))[:1] if os.path.isdir(path) else [path]
     try:
         _, found = _series_of(files[0]) if files else ("", [])
-    except (ImportError, Med3dError):  # told when it is read
+    except (ImportError, OSError, Med3dError):  # told when it is read
         return {}
     (header,) = [one.header for one in found if one.path == files[0]] or [{}]
-    return {int(each.SegmentNumber): str(each.SegmentLabel) for each in header.get("SegmentSequence") or ()}
+    return {
+        int(each.SegmentNumber): str(each.get("SegmentLabel") or f"class {each.SegmentNumber}")
+        for each in header.get("SegmentSequence") or ()
+    }
 
 
-def chosen_files(path: str) -> list[DicomFile]:
+def chosen_files(path: str) -> Sequence[DicomFile]:
     """The files of the one series that a path stands for.
 
     Args:
@@ -181,65 +237,96 @@ def chosen_files(path: str) -> list[DicomFile]:
         ImportError: without pydicom.
     """
     if not os.path.isdir(path):
-        _, slices = _series_of(path)
-        if others := sorted({str(one.header["Modality"]) for one in slices if not one.is_image}):
+        _, files = _series_of(path)
+        if not any(one.is_image for one in files):
+            others = sorted({str(one.header["Modality"]) for one in files})
             raise Med3dError(f"{path}: found no image, but {', '.join(others)}; expected a file of a series of images")
-        return slices
-    series = _candidates(path)
-    if len(series) == 1:
-        return next(iter(series.values()))
-    named = "; ".join(_describe(uid, slices) for uid, slices in (series or scan(path)).items())
-    if not series:
+        return [one for one in files if one.is_image]
+    images = images_of_folder(path)
+    if len(images) == 1:
+        return images[0].files
+    named = "; ".join(_describe(uid, files) for uid, files in scan(path).items())
+    if not images:
         raise Med3dError(f"{path}: found no DICOM series of images{f', but {named}' * bool(named)}; expected one")
-    example = next(iter(series.values()))[0].path
-    expected = f"expected one a folder, or the path of a file of the one that is meant, such as {example}"
-    raise Med3dError(f"{path}: found {len(series)} DICOM series: {named}; {expected}")
+    named = "; ".join(_describe(image.uid, image.files) for image in images)
+    expected = f"expected one a folder, or the path of a file of the one that is meant, such as {images[0].path}"
+    raise Med3dError(f"{path}: found {len(images)} DICOM series: {named}; {expected}")
 
 
-@lru_cache(maxsize=8)
-def _scan(states: tuple[tuple[str, int, int], ...]) -> dict[str, list[DicomFile]]:
-    """The headers of files, which a run asks for several times; sizes and times tell of changes."""
+def _look(folder: str) -> _Folder:
+    """What is in a folder, which a run asks for many times; names, sizes and times tell of changes."""
+    states = []
+    for entry in sorted(os.scandir(folder or os.curdir), key=lambda entry: entry.name):
+        if not entry.name.startswith(".") and not entry.is_dir():
+            lost = entry.is_symlink() and not os.path.exists(entry.path)
+            state = None if lost else entry.stat()
+            states.append((entry.path, state.st_size if state else -1, state.st_mtime_ns if state else 0))
+    return _read(folder, tuple(states))
+
+
+@lru_cache(maxsize=64)
+def _read(folder: str, states: tuple[tuple[str, int, int], ...]) -> _Folder:
     import pydicom  # an extra
 
-    found: dict[str, list[DicomFile]] = {}
-    for path, *_ in states:
+    series: dict[str, list[DicomFile]] = {}
+    lost: list[str] = []
+    for path, size, _ in states:
+        if size <= 0 or not is_dicom_file(path):
+            suffix = os.path.splitext(path)[1].lower()
+            nothing = size <= 0 and (suffix == "" or suffix[1:].isdigit())  # as of a name that is a UID
+            lost += [path] if suffix in SUFFIXES or nothing else []
+            continue
         try:
-            whole = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS, *PLACE])
-            header = {name: whole.get(name) for name in (*_TAGS, *PLACE)}
+            whole = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
+            header = {name: whole.get(name) for name in _TAGS}
         except Exception as error:  # whatever a damaged file makes pydicom raise
-            found_out = f"an unreadable header ({type(error).__name__}: {error})"
-            raise Med3dError(f"{path}: found {found_out}; expected a whole DICOM file") from error
-        if header["SOPClassUID"] == DIRECTORY or whole.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
+            found = f"an unreadable header ({type(error).__name__}: {error})"
+            raise Med3dError(f"{path}: found {found}; expected a whole DICOM file") from error
+        if DIRECTORY in (header["SOPClassUID"], whole.file_meta.get("MediaStorageSOPClassUID")):
             continue
         if not header["SeriesInstanceUID"]:
             raise Med3dError(f"{path}: found no SeriesInstanceUID in its header; expected a whole DICOM file")
-        found.setdefault(str(header["SeriesInstanceUID"]), []).append(DicomFile(path, header))
+        series.setdefault(str(header["SeriesInstanceUID"]), []).append(DicomFile(path, header))
+    if series and lost:  # a slice less at an end is nothing that positions tell
+        found = "an empty file, a broken link, or no DICOM in it"
+        raise Med3dError(f"{lost[0]}: found {found}; expected a whole DICOM file, or none of that name")
+    return _Folder(series, _images(folder, series))
+
+
+def _images(folder: str, series: Mapping[str, Sequence[DicomFile]]) -> list[DicomImage]:
+    """The series of a folder that may be volumes: of images, and no scouts if there are others."""
+    kept = {uid: images for uid, files in series.items() if (images := [one for one in files if one.is_image])}
+    kept = {uid: files for uid, files in kept.items() if not all(one.is_scout for one in files)} or kept
+    numbers = [files[0].header["SeriesNumber"] for files in kept.values()]
+    found = []
+    for uid, files in kept.items():
+        number = files[0].header["SeriesNumber"]
+        name = f"series_{number if number is not None and numbers.count(number) == 1 else uid}"
+        found.append(DicomImage(folder if len(kept) == 1 else files[0].path, uid, name, files))
     return found
 
 
-def _candidates(folder: str) -> dict[str, list[DicomFile]]:
-    """The series of a folder that may be the volume: of images, and no scouts if there are others."""
-    series = {uid: slices for uid, slices in scan(folder).items() if all(one.is_image for one in slices)}
-    return {uid: slices for uid, slices in series.items() if not _is_scout(slices)} or series
+def _image_of(path: str) -> DicomImage | None:
+    """The series of images that a file is of; None where there is none, or it cannot be read."""
+    try:
+        if not is_dicom_file(path):
+            return None
+        uid, _ = _series_of(path)
+        return next((image for image in images_of_folder(os.path.dirname(path)) if image.uid == uid), None)
+    except (ImportError, OSError, Med3dError):  # told when it is read
+        return None
 
 
-def _is_scout(slices: Sequence[DicomFile]) -> bool:
-    """Whether images are localizers, or of no place in the patient, as pictures of screens are."""
-    header = slices[0].header
-    placed = header["ImagePositionPatient"] or header["SharedFunctionalGroupsSequence"]
-    return not placed or "LOCALIZER" in (header["ImageType"] or ())
-
-
-def _series_of(path: str) -> tuple[str, list[DicomFile]]:
+def _series_of(path: str) -> tuple[str, Sequence[DicomFile]]:
     """UID and files of the series that a file is of."""
     folder, name = os.path.split(path)
-    for uid, slices in scan(folder or os.curdir).items():
-        if any(os.path.basename(one.path) == name for one in slices):
-            return uid, slices
+    for uid, files in scan(folder).items():
+        if any(os.path.basename(one.path) == name for one in files):
+            return uid, files
     raise Med3dError(f"{path}: found a DICOM file of no series; expected one of an image")
 
 
-def _describe(uid: str, slices: Sequence[DicomFile]) -> str:
-    header = slices[0].header
+def _describe(uid: str, files: Sequence[DicomFile]) -> str:
+    header = files[0].header
     words = [str(header[name] or "") for name in ("Modality", "SeriesNumber", "SeriesDescription")]
-    return f"{uid} ({', '.join([*filter(None, words), f'{len(slices)} files'])})"
+    return f"{uid} ({', '.join([*filter(None, words), f'{len(files)} files'])})"

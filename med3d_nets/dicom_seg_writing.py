@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from med3d_nets import __version__
+from med3d_nets.dicom import MANUFACTURER
 from med3d_nets.dicom_planes import GROUPS, PACKAGES, find_planes, frame_groups, place_on_grid, stack_planes
 from med3d_nets.errors import Med3dError
 
@@ -147,7 +148,7 @@ def _complete(headers: Sequence[Any], groups: Sequence[Sequence[Any]] | None, di
     _empty_invalid(first)
     own = generate_uid(entropy_srcs=["frame of reference", first.SeriesInstanceUID])
     for header in headers:
-        header.FrameOfReferenceUID = header.get("FrameOfReferenceUID") or own
+        header.FrameOfReferenceUID = first.get("FrameOfReferenceUID") or own
     if groups is None:
         measures = first
         for header in headers:
@@ -218,7 +219,7 @@ def _make(
         series_number=min(max(int(headers[0].get("SeriesNumber") or 0), 0) + _SERIES, _LARGEST),
         sop_instance_uid=instance,
         instance_number=1,
-        manufacturer="med3d_nets",
+        manufacturer=MANUFACTURER,
         manufacturer_model_name=_text(algorithm),
         software_versions=__version__,
         device_serial_number="0",

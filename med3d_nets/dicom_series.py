@@ -29,7 +29,8 @@ TOLERANCE_TURN = 1e-3
 """Largest difference between direction cosines, and shift of slices against each other by distance."""
 SHOWN = 3
 _LPS = np.diag([-1.0, -1.0, 1.0])
-_NEEDED = (*PLACE, "PixelSpacing")
+_NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+"""Attributes of a slice, and how many values they have."""
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _GROUPED = {
     "ImagePositionPatient": "PlanePositionSequence",
@@ -100,7 +101,7 @@ def read_series(path: str) -> Series:
         found = f"{len(slices)} frames in {len(files)} files"
         raise Med3dError(f"{path}: found {found}; expected a file for each slice, or one with all frames")
     for one in slices:
-        if one.size != slices[0].size:
+        if one.size[:2] != slices[0].size[:2] or not np.allclose(one.size, slices[0].size, rtol=TOLERANCE_TURN):
             found, expected = ("{} x {} pixels of {:.6g} x {:.6g} mm".format(*each.size) for each in (one, slices[0]))
             raise Med3dError(f"{one.name}: found {found}; expected {expected}, as in {slices[0].name}")
         if not np.allclose(one.turn, slices[0].turn, rtol=0, atol=TOLERANCE_TURN):
@@ -128,10 +129,14 @@ def _slices(file: DicomFile) -> list[_Slice]:
     slices = []
     for number, values in enumerate(frames):
         name = f"{file.path}, frame {number + 1}" if file.frames > 1 else file.path
-        if missing := [key for key in _NEEDED if not values.get(key)]:
+        if missing := [key for key, length in _NEEDED.items() if _length(values.get(key)) != length]:
             raise Med3dError(f"{name}: found no {' and no '.join(missing)}; expected them of each slice")
         slices.append(_Slice(name, file.path, number, {**size, **values}))
     return slices
+
+
+def _length(value: Any) -> int:
+    return 0 if value is None else np.size(value)
 
 
 def _frames(file: DicomFile, whole: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -162,7 +167,7 @@ def _affine(slices: Sequence[_Slice], normal: Array) -> Array:
     if len(slices) > 1:
         step = (last.place - first.place) / (len(slices) - 1)
     else:
-        step = normal * float(first.values["SpacingBetweenSlices"] or first.values["SliceThickness"] or 1)
+        step = normal * abs(float(first.values["SpacingBetweenSlices"] or first.values["SliceThickness"] or 1))
     affine = np.eye(4)
     columns = [first.turn[:3] * along, first.turn[3:] * down, step, first.place]
     affine[:3] = _LPS @ np.column_stack(columns)
@@ -177,7 +182,8 @@ def _check_places(path: str, slices: Sequence[_Slice], normal: Array) -> None:
     shift = float(np.linalg.norm(way - length * normal))
     even = np.linspace(places[0], places[-1], len(places))
     distances = np.diff(places @ normal)
-    usual = float(np.median(distances))
+    apart = distances[distances > TOLERANCE_TURN]
+    usual = float(np.median(apart)) if apart.size else 0.0
     tolerance = max(TOLERANCE * usual, min(TOLERANCE_MM, 0.4 * usual))
     if distances.min() <= tolerance or (np.linalg.norm(places - even, axis=1) > tolerance).any():
         wrong = [index for index, distance in enumerate(distances) if abs(distance - usual) > tolerance]

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from ignite import distributed as idist
 
 from med3d_nets.errors import Med3dError
-from med3d_nets.folds import RECORD, fold_folder, fold_numbers, name_some, relative_name
+from med3d_nets.folds import RECORD, fold_folder, fold_numbers, known_patient, name_some, relative_name
 from med3d_nets.settings import OF_A_FOLD, Settings
 from med3d_nets.weights import write_atomically
 
@@ -76,7 +76,7 @@ def record_fold(
     if idist.get_rank() == 0:
         names = [relative_name(case, data_root) for case in [*training, *cases]]
         record["training"] = sorted(set(names[: len(training)]))
-        record["patients"] = sorted({case["patient"] for case in training if case.get("patient")})
+        record["patients"] = sorted(set(filter(None, map(known_patient, training))))
         record["contents"] = dict(sorted(zip(names, _contents([*training, *cases]), strict=True)))
         if resume_path:
             _add_earlier(record, Path(resume_path).with_name(name))
@@ -125,7 +125,7 @@ def check_fold(
 
     seen = found(trained)
     patients = {name for record in records for name in record.get("patients", ())}
-    shared = sorted(patients & {case.get("patient", "") for case in cases})
+    shared = sorted(patients & set(map(known_patient, cases)))
     _tell_of_seen(where, seen, shared, len(cases), allow_seen)
     if same := [name for name in names if name in trained and name not in seen]:
         text = "cases have the names of cases that it was trained on, but are not known to be the same"

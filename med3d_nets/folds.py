@@ -32,6 +32,7 @@ __all__ = [
     "fold_problems",
     "group_cases",
     "hold_out",
+    "known_patient",
     "name_patients",
     "name_some",
     "relative_name",
@@ -80,20 +81,21 @@ def fold_problems(folds: Any, fold: Any, patient_pattern: Any = "", *, choose: b
 
 
 def name_patients(cases: Cases, data_root: str | os.PathLike[str], pattern: str, problems: list[str]) -> list[str]:
-    """The patient of each case: as its source names it, else found in the path of its image.
+    """The patient of each case: as its source names it, else found in the path of its image, else that of its header.
 
     Args:
         cases: items with the path of an "image", or with those of its channels, of which the first counts.
         data_root: folder that the search leaves out of the paths below it, so that it may have any name.
         pattern: regular expression that is searched for; its first group is the name, or all that it matches where it
-            has no group. Paths have slashes on every system. "": patients that no source names are "".
+            has no group. Paths have slashes on every system. "": patients that neither a source nor a header names are
+            "".
         problems: one is added if there are paths in which nothing is found.
     """
     search = re.compile(pattern)
     names, unknown = [], []
     for case in cases:
         if case.get("patient") or not pattern:
-            names.append(case.get("patient", ""))
+            names.append(known_patient(case))
             continue
         path = relative_name(case, data_root)
         match = search.search(path)
@@ -106,6 +108,11 @@ def name_patients(cases: Cases, data_root: str | os.PathLike[str], pattern: str,
             f"patient_pattern {pattern!r}: found nothing in {where}; expected a name in the path of each image"
         )
     return names
+
+
+def known_patient(case: Mapping[str, Any]) -> str:
+    """The patient of a case as its source names it, or its DICOM header, which anonymising may have emptied; or ""."""
+    return str(case.get("patient") or case.get("dicom_patient") or "")
 
 
 def group_cases(cases: Cases, data_root: str | os.PathLike[str], pattern: str, problems: list[str]) -> list[Cases]:

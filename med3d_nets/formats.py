@@ -1,8 +1,8 @@
 """Volumes in other formats than NIfTI: MetaImage, NRRD, and DICOM series.
 
-They are read by MONAI's ``ITKReader``, so that training and checks see the same; DICOM files of several frames, and
-segmentations, by highdicom. These packages are an extra. Voxels are ``(x, y, z)`` or ``(x, y, z, channel)`` as nibabel
-has those of NIfTI, and affines are in RAS+ mm.
+Training and checks read them alike: the first two by MONAI's ``ITKReader``, DICOM slice by slice
+(:mod:`~med3d_nets.dicom_pixels`). The packages are an extra. Voxels are ``(x, y, z)`` or ``(x, y, z, channel)`` as
+nibabel has those of NIfTI, and affines are in RAS+ mm.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
-from threading import Lock
 from typing import Any
 
 import nibabel
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from med3d_nets import dicom_seg
 from med3d_nets.dicom import dicom_files, is_dicom, series_files
-from med3d_nets.dicom_series import Series, read_series
+from med3d_nets.dicom_pixels import itk_lock, read_pixels
+from med3d_nets.dicom_series import read_series
 from med3d_nets.errors import Med3dError
 from med3d_nets.volume_files import Problem
 
@@ -55,7 +55,6 @@ _KEPT = (
     MetaKeys.SPATIAL_SHAPE,
 )
 """The others are the file's own, such as a patient's name."""
-_lock = Lock()
 
 
 def images_of(case: Mapping[str, Any]) -> list[str]:
@@ -95,13 +94,12 @@ def read_other_format(path: str) -> tuple[NDArray[Any], dict[str, Any]]:
             (:func:`~med3d_nets.dicom_series.read_series`) and is no segmentation.
     """
     try:
-        with _lock:  # ITK loads its modules when they are first used, and reads one file at a time anyway
-            voxels, meta = _read(path)
+        voxels, meta = _read(path)
     except ImportError as error:  # that of MONAI too
         packages = "itk-io, pydicom and highdicom, by pip install 'med3d-nets[formats]'"
         raise Med3dError(f"{path}: found a file that needs other packages; expected {packages} ({error})") from error
     except RuntimeError as error:
-        whole = f"a whole {os.path.splitext(path)[1]} file" if path.lower().endswith(OTHER_SUFFIXES) else "whole slices"
+        whole = f"a whole {os.path.splitext(path)[1]} file"
         raise Med3dError(f"{path}: found an unreadable file ({_reason(error)}); expected {whole}") from error
     return voxels, {key: meta[key] for key in _KEPT}
 
@@ -132,11 +130,13 @@ def read_other_volume(
 
 def _read(path: str) -> tuple[NDArray[Any], dict[str, Any]]:
     if path.lower().endswith(OTHER_SUFFIXES):
-        return ITKReader().get_data(_read_file(path))
+        with itk_lock:
+            return ITKReader().get_data(_read_file(path))
     if dicom_seg.is_segmentation(path):
         found = dicom_seg.read_segmentation(path)
         return found.labels, _meta(found.labels.shape, found.affine)
-    return _read_series(path)
+    series = read_series(path)
+    return read_pixels(series), _meta(series.shape, series.affine)
 
 
 def _place(
@@ -182,26 +182,6 @@ def _read_file(path: str) -> Any:
         return reader.GetOutput()
 
 
-def _read_series(path: str) -> tuple[NDArray[Any], dict[str, Any]]:
-    series = read_series(path)
-    if series.frames:
-        return _read_frames(series), _meta(series.shape, series.affine)
-    import itk
-
-    # In order: ITKReader's own groups take other fields too. Its affine takes the slices' normal for their way.
-    voxels, _ = ITKReader().get_data(itk.imread(series.files))
-    return voxels, _meta(series.shape, series.affine)
-
-
-def _read_frames(series: Series) -> NDArray[Any]:
-    """Voxels of a file of the enhanced kind, whose frames may each have a scale, which ITK does not see."""
-    import highdicom
-
-    image = highdicom.imread(series.files[0])
-    frames = image.get_frames(series.frames, as_indices=True, dtype=np.float32, apply_real_world_transform=False)
-    return np.asarray(frames.transpose(2, 1, 0))
-
-
 def _meta(shape: tuple[int, ...], affine: NDArray[np.float64]) -> dict[str, Any]:
     """MONAI's metadata of a volume of one channel."""
     return {
@@ -215,6 +195,6 @@ def _meta(shape: tuple[int, ...], affine: NDArray[np.float64]) -> dict[str, Any]
 
 def _reason(error: RuntimeError) -> str:
     """What ITK says, without its own files' lines."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.rstrip().endswith(":")]
     told = next((line.partition("): ")[2] for line in lines if line.startswith("ITK ERROR")), "")
     return told or (lines or [type(error).__name__])[0]

@@ -90,6 +90,7 @@ class PredictionStore:
         if postfix == "prob":
             raise Med3dError("output_postfix is 'prob', which probabilities have; expected another one")
         output_names(cases, root)
+        self._places: dict[str, Place] = {}
 
     @cached_property
     def made_with(self) -> dict[str, Any]:
@@ -101,6 +102,11 @@ class PredictionStore:
 
     def place(self, image: str) -> Place:
         """Where the answers to an image go."""
+        if image not in self._places:
+            self._places[image] = self._name(image)
+        return self._places[image]
+
+    def _name(self, image: str) -> Place:
         (named,) = output_names([{"image": image}], self.root)
         base, plain = (
             create_file_basename(
@@ -153,8 +159,9 @@ class PredictionStore:
         """
         place = self.place(image)
         wanted = [place.label_map, *filter(None, [place.probabilities if probabilities else "", place.segmentation])]
-        there = [path for path in wanted if os.path.exists(path)]
         record = _read(place.record)
+        wanted = [path for path in wanted if self._relative(path) not in (record or {}).get("left_out", [])]
+        there = [path for path in wanted if os.path.exists(path)]
         if not there:
             return False, ""
         if record is None:
@@ -181,7 +188,8 @@ class PredictionStore:
 
         Args:
             image: absolute path.
-            label_map, probabilities, segmentation, picture: each writes a file under the name that it is given.
+            label_map, probabilities, segmentation, picture: each writes a file under the name that it is given. A
+                segmentation that is wanted and not there is recorded as left out.
             structures: for the tables.
 
         Raises:
@@ -210,6 +218,7 @@ class PredictionStore:
                 "image_files": {**_look(files), "sha256": _digest(*files)},
                 "label_map": self._relative(place.label_map),
                 "files": dict(zip(map(self._relative, wanted), digests, strict=True)),
+                "left_out": [self._relative(place.segmentation)] if place.segmentation and not segmentation else [],
                 "structures": list(structures),
                 "made_with": self.made_with,
                 "versions": versions(),

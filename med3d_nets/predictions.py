@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -267,7 +268,7 @@ class SavePredictiond(MapTransform):
         voxels = _read(image, labels.shape)
         structures = measure_structures(labels, voxels, affine, self.class_names)
         picture = self._draw(image, labels, voxels, affine, structures) if self.quicklook else None
-        segments = bool(self.store.place(image).segmentation)
+        segments = self._segment(image, labels, affine) if self.store.place(image).segmentation else None
 
         def write_labels(path: str) -> None:
             write_nifti(path, labels, affine)
@@ -277,9 +278,8 @@ class SavePredictiond(MapTransform):
             write_nifti(path, np.moveaxis(prob, 0, -1), affine, slope=1 / 255)
 
         def write_segments(path: str) -> None:
-            files = read_series(image).files
-            network = f"MedicalNet {self.store.settings.variant}"
-            dicom_seg.write_segmentation(path, labels, affine, files, self.class_names, network, __version__)
+            assert segments is not None
+            Path(path).write_bytes(segments)
 
         def write_picture(path: str) -> None:
             assert picture is not None
@@ -297,6 +297,19 @@ class SavePredictiond(MapTransform):
         named = [f"{row['structure']} {in_millilitres(row)}" for row in found[:SHOWN]]
         named += [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
         logger.info("%s: %s", self.store.place(image).label_map, ", ".join(named) or "no structure")
+
+    def _segment(self, image: str, labels: NDArray[Any], affine: NDArray[np.float64]) -> bytes | None:
+        """The DICOM segmentation, or None and a warning: no label map is lost for slices that it cannot refer to."""
+        network = f"MedicalNet {self.store.settings.variant}"
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "seg.dcm")
+            try:
+                files = read_series(image).files
+                dicom_seg.write_segmentation(path, labels, affine, files, self.class_names, network, __version__)
+            except Med3dError as error:
+                logger.warning("%s: no DICOM segmentation could be written, the label map alone is (%s)", image, error)
+                return None
+            return Path(path).read_bytes()
 
     def _draw(self, image: str, labels: NDArray[Any], *others: Any) -> bytes | None:
         """The picture, or None and a warning: no label map is lost for it."""

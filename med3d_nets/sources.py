@@ -5,7 +5,7 @@ Each becomes the same items, dictionaries for MONAI's data sets:
 =============  =====================================================================================================
 ``image``      absolute path of a volume (:data:`med3d_nets.formats.WANTED`), or a list with that of each channel
 ``label``      absolute path of its label map, on the image's grid; missing where labels are not asked for
-``patient``    name, where the source knows it
+``patient``    name, where the source knows it; ``dicom_patient`` that of a DICOM header
 ``fold``       number of the part that holds the case out in cross-validation, where the source knows it
 =============  =====================================================================================================
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from med3d_nets.checks import reason
-from med3d_nets.dicom import is_dicom_file, segment_names, series_path
+from med3d_nets.dicom import is_dicom_file, patient_of, segment_names, series_path
 from med3d_nets.dicom_folders import images_in, is_dicom_tree, read_tree
 from med3d_nets.formats import SUFFIXES, images_of
 from med3d_nets.list_files import find_path, no_folder, read_rows, volumes_in
@@ -118,6 +118,8 @@ def read_source(
     for case in (case for items in cases.values() for case in items):
         images = [series_path(image) for image in images_of(case)]
         case["image"] = images if len(images) > 1 else images[0]
+        if labelled and not images[0].lower().endswith(SUFFIXES) and (patient := patient_of(images[0])):
+            case["dicom_patient"] = patient
     segments = _segment_names([case for items in cases.values() for case in items], problems)
     return Source(**cases, class_names=_class_names(content) or segments, channel_names=_channel_names(content))
 

@@ -113,7 +113,12 @@ def write_series(
 
 
 def write_enhanced(
-    path: Path, voxels: Array, affine: Array, order: Sequence[int], slopes: Sequence[float] = ()
+    path: Path,
+    voxels: Array,
+    affine: Array,
+    order: Sequence[int],
+    slopes: Sequence[float] = (),
+    change: Callable[[int, Any], None] = lambda index, header: None,
 ) -> Path:
     """As :func:`write_series`, with all slices as the frames of one enhanced CT.
 
@@ -121,6 +126,7 @@ def write_enhanced(
         path, voxels, affine: as there.
         order: slice of each frame.
         slopes: rescale slope of each slice, which divides what is stored; () for 1.
+        change: called with 0 and the header before it is written.
     """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian
@@ -177,5 +183,6 @@ def write_enhanced(
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
     header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+    change(0, header)
     header.save_as(path, enforce_file_format=True)
     return path

@@ -156,6 +156,36 @@ def test_damaged_headers_are_named(tmp_path: Path) -> None:
     assert series_path(str(tmp_path / "IM000")) == str(tmp_path / "IM000")
 
 
+@pytest.mark.parametrize("name", ["IM006", "IM006.dcm", "1.2.840.7", "last.IMA"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, None])
+def test_slices_that_are_no_dicom_any_more(tmp_path: Path, name: str, content: bytes | None) -> None:
+    """At an end of the stack, positions would not tell."""
+    write_series(tmp_path, hounsfield(), OBLIQUE)
+    if content is None:
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    else:
+        (tmp_path / name).write_bytes(content)
+    if content and not name.lower().endswith((".dcm", ".ima")):
+        assert len(read_series(str(tmp_path)).files) == 6  # what is in files of other names, nobody knows
+        return
+    with pytest.raises(Med3dError, match=rf"^{tmp_path}/{name}: found an empty file, a broken link, or no DICOM in it"):
+        read_series(str(tmp_path))
+
+
+def test_objects_with_the_uid_of_a_series_are_no_part_of_it(mixed: Path) -> None:
+    write_series(mixed, hounsfield((3, 4, 1)), OBLIQUE, "1.2.5", "0_state".format, set_header(Modality="PR"))
+    assert sorted(series_in(str(mixed))) == [str(mixed / "0a"), str(mixed / "0b")]
+    assert read_series(str(mixed / "0b")).shape == (3, 4, 6)
+
+
+def test_a_folder_is_looked_at_once(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = series_in(str(mixed))
+    store_names = [name_series(path) for path in paths]
+    monkeypatch.setattr("pydicom.dcmread", lambda *_, **__: pytest.fail("it reads a header again"))
+    assert [name_series(path) for path in paths] == store_names
+    assert [len(read_series(path).files) for path in paths] == [7, 6]
+
+
 def test_a_directory_of_a_medium_is_left_alone(tmp_path: Path) -> None:
     def turn_into_directory(_: int, header: Any) -> None:
         header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"

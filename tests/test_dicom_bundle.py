@@ -151,6 +151,20 @@ def test_without_segmentations(archive: Path, tmp_path: Path) -> None:
     assert [path.name for path in (bundle / "predictions").glob("*_seg.*")] == ["axial_seg.nii.gz"]
 
 
+def test_label_maps_are_not_lost_for_slices_that_no_segmentation_can_refer_to(
+    archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a second run takes the case for finished."""
+    write_series(tmp_path / "scan", scan(1), AXIAL, "1.2.1", change=lambda _, header: delattr(header, "SOPClassUID"))
+    bundle = make_bundle(tmp_path)
+    predict(bundle, tmp_path / "scan")
+    assert "no DICOM segmentation could be written, the label map alone is" in caplog.text
+    assert [path.name for path in (bundle / "predictions").glob("*_seg.*")] == ["scan_seg.nii.gz"]
+    seen: list[Any] = []
+    predict(bundle, tmp_path / "scan", seen.append)
+    assert seen == []
+
+
 def test_predictions_beside_the_slices_are_no_images(archive: Path, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
     folder = archive / "P1/axial"
@@ -163,6 +177,8 @@ def test_predictions_beside_the_slices_are_no_images(archive: Path, tmp_path: Pa
 
 def test_segmentations_train_as_the_same_labels_in_nifti(archive: Path, tmp_path: Path) -> None:
     """A tree of series with segmentations, found by itself, against a list of NIfTI files."""
+    import pydicom
+
     for part in ("P2", "P5", "P7"):
         shutil.rmtree(archive / part)
     lines = []
@@ -174,6 +190,9 @@ def test_segmentations_train_as_the_same_labels_in_nifti(archive: Path, tmp_path
         seg = archive / "segmentations" / f"{number}.dcm"
         seg.parent.mkdir(exist_ok=True)
         write_segmentation(str(seg), labels, affine, files, CLASSES, "test", "1")
+        drawn = pydicom.dcmread(seg)
+        drawn.Manufacturer = "a person"  # predictions are no truth
+        drawn.save_as(seg)
         assert read_segmentation(str(seg)).labels.shape[2] < 16  # only the slices that have something
         for kind, array in (("images", voxels[0]), ("labels", labels)):
             (tmp_path / "nifti" / kind).mkdir(parents=True, exist_ok=True)

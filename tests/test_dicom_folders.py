@@ -14,19 +14,21 @@ from other_formats import write_series
 from test_dicom import set_header
 from test_dicom_series import hounsfield
 
-from med3d_nets.datalist import load_images
+from med3d_nets.datalist import load_datalist, load_images
 from med3d_nets.dicom_folders import is_dicom_tree, read_tree
+from med3d_nets.errors import Med3dError
+from med3d_nets.folds import name_patients
 from med3d_nets.sources import known_classes, read_source
 
 pytest.importorskip("pydicom")
 
 
-def write_segmentation(path: Path, uid: str, names: tuple[str, ...] = ("liver",)) -> Path:
+def write_segmentation(path: Path, uid: str, names: tuple[str, ...] = ("liver",), manufacturer: str = "x") -> Path:
     """What tells of a DICOM segmentation, without its pixels."""
     from pydicom.dataset import Dataset
 
     def change(_: int, header: Any) -> None:
-        header.Modality = "SEG"
+        header.Modality, header.Manufacturer = "SEG", manufacturer
         header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"
         reference = Dataset()
         reference.SeriesInstanceUID = uid
@@ -79,7 +81,7 @@ def test_segmentations_belong_to_the_series_that_they_refer_to(tmp_path: Path) -
     assert problems == []
     images = [places[0], places[1], places[2] / "0b"]
     assert found.training == [
-        {"image": str(image), "label": str(label), "patient": f"P{number}"}
+        {"image": str(image), "label": str(label), "dicom_patient": f"P{number}"}
         for number, (image, label) in enumerate(zip(images, labels, strict=True), 1)
     ]
     assert found.class_names == ["background", "liver"]
@@ -95,7 +97,7 @@ def test_label_maps_beside_their_series(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     problems: list[str] = []
     rows = read_tree(str(tmp_path), problems)
-    assert [case for _, case in rows] == [{"image": str(image), "label": str(tmp_path / name), "patient": "P1"}]
+    assert [case for _, case in rows] == [{"image": str(image), "label": str(tmp_path / name)}]
     assert problems == []
     both = [str(image), str(tmp_path / name)]
     assert [case["image"] for case in load_images(tmp_path, check=False)] == both[: 1 + (name == "scan.nii.gz")]
@@ -111,13 +113,39 @@ def test_series_without_a_label_map_are_left_out(tmp_path: Path, caplog: pytest.
     assert "left out 2 of 3 DICOM series, which have no label map" in caplog.text
 
 
-def test_patients_that_have_been_made_the_same_are_unknown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for number in (1, 2, 3):
-        series(tmp_path / f"{number}", number, "ANONYMOUS")
-        write_nifti(tmp_path / f"{number}_seg.nii.gz")
-    rows = read_tree(str(tmp_path), [])
-    assert ["patient" in case for _, case in rows] == [False] * 3
-    assert "as their PatientID tells too little: found 1 in 3 series" in caplog.text
+def labelled(folder: Path, *patients: str | None, study: str = "") -> list[Any]:
+    """Series with a label map each, of these patients; where none is given, of a study alone."""
+    for number, patient in enumerate(patients, 1):
+        values = {"StudyInstanceUID": study or f"1.2.{number}.0", **({} if patient is None else {"PatientID": patient})}
+        write_series(folder / f"{number}", hounsfield(), OBLIQUE, f"1.2.{number}", change=set_header(**values))
+        write_nifti(folder / f"{number}_seg.nii.gz")
+    problems: list[str] = []
+    cases = read_source(folder, "", problems).training
+    assert problems == []
+    return [case.get("dicom_patient") for case in cases]
+
+
+def test_patients_are_those_of_the_headers(tmp_path: Path) -> None:
+    """Where one has been taken out, its study tells; one that all have is one patient, unless paths tell more."""
+    assert labelled(tmp_path / "a", "P1", "P2", "P1") == ["P1", "P2", "P1"]
+    assert labelled(tmp_path / "b", "P1", "", None) == ["P1", "study 1.2.2.0", "study 1.2.3.0"]
+    assert labelled(tmp_path / "c", "", "", study="1.2.9") == ["study 1.2.9"] * 2
+    assert labelled(tmp_path / "d", "ANON", "ANON", "ANON") == ["ANON"] * 3
+    with pytest.raises(Med3dError, match="found 3 cases, 1 apart: the others are of the same patients"):
+        load_datalist("", tmp_path / "d", n_seg_classes=2)
+    problems: list[str] = []
+    cases = read_source(tmp_path / "d", "", problems).training
+    assert name_patients(cases, str(tmp_path), r"/(\d)", problems) == ["1", "2", "3"]
+
+
+def test_a_patient_is_on_one_side(tmp_path: Path) -> None:
+    """Also in a folder with one patient alone, and in lists that name folders."""
+    labelled(tmp_path / "train", "P1", "P2", "P3")
+    labelled(tmp_path / "val", "P1", "P1")
+    (tmp_path / "val.txt").write_text("val/1 val/1_seg.nii.gz\n")
+    for val_list in ("val", "val.txt"):
+        with pytest.raises(Med3dError, match=r"patient 'P1': found .*; expected on one side only"):
+            load_datalist(tmp_path, "train", val_list, n_seg_classes=2)
 
 
 def problems_of(folder: Path) -> list[str]:
@@ -136,16 +164,16 @@ def test_no_label_map_at_all(tmp_path: Path) -> None:
 def test_two_label_maps_of_one_series(tmp_path: Path) -> None:
     image = series(tmp_path / "1", 1)
     first, second = write_segmentation(tmp_path / "seg/a", "1.2.1"), write_nifti(tmp_path / "1_seg.nii.gz")
-    assert problems_of(tmp_path) == [
-        f"{image}: found 2 label maps, {first}, {second}; expected one: name the one that is meant in a CSV"
-    ]
+    expected = "expected one, of all segments: name the one that is meant in a CSV"
+    assert problems_of(tmp_path) == [f"{image}: found 2 label maps, {first}, {second}; {expected}"]
 
 
 def test_segmentations_of_series_that_are_not_there(tmp_path: Path) -> None:
     series(tmp_path / "1", 1)
     lost = [write_segmentation(tmp_path / f"seg/{name}", f"1.2.{name}") for name in ("8", "9")]
     assert problems_of(tmp_path)[0] == (
-        f"{lost[0]}: found a segmentation of a series that is not in {tmp_path}, and 1 more; expected its series there"
+        f"{lost[0]}: found a segmentation of no series that is in {tmp_path}, and 1 more; "
+        "expected it to refer to one that is there"
     )
 
 
@@ -168,3 +196,64 @@ def test_a_damaged_header_below(tmp_path: Path) -> None:
     assert problems_of(tmp_path) == [expected]
     found = [case["image"] for case in load_images(tmp_path, check=False)]
     assert found == [str(tmp_path / "1"), str(tmp_path / "2")]
+
+
+def images_of(folder: Path) -> list[str]:
+    """Images that an inference finds, relative to the folder."""
+    return [str(Path(case["image"]).relative_to(folder)) for case in load_images(folder, check=False)]
+
+
+def test_predictions_are_no_truth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (1, 2):
+        series(tmp_path / f"{number}", number)
+    write_nifti(tmp_path / "2_seg.nii.gz")
+    (tmp_path / "1/predictions").mkdir()
+    write_segmentation(tmp_path / "1/predictions/1_seg.dcm", "1.2.1", manufacturer="med3d_nets")
+    assert [Path(case["image"]).name for case in read_source(tmp_path, "", []).training] == ["2"]
+    assert "1_seg.dcm: a prediction, which is left out" in caplog.text
+    (tmp_path / "predictions.json").write_text("{}")
+    assert problems_of(tmp_path)[0].startswith(f"{tmp_path}: found 2 DICOM series without a label map")
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    outside = series(tmp_path / "outside/1", 1)
+    series(tmp_path / "tree/2", 2)
+    (tmp_path / "tree/link").symlink_to(outside, target_is_directory=True)
+    (tmp_path / "tree/loop").symlink_to(tmp_path / "tree", target_is_directory=True)
+    assert images_of(tmp_path / "tree") == ["2", "link"]
+
+
+def test_scouts_and_pages_are_left_out_in_folders_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    series(tmp_path / "ct", 1)
+    scout = set_header(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_series(tmp_path / "scout", hounsfield((3, 4, 2)), OBLIQUE, "1.2.2", change=scout)
+    write_series(tmp_path / "page", hounsfield((3, 4, 1)), OBLIQUE, "1.2.3", change=set_header(SamplesPerPixel=3))
+    assert images_of(tmp_path) == ["ct"]
+    assert "left out 2 scouts, or pictures of screens" in caplog.text
+    assert images_of(tmp_path / "scout") == ["."]
+
+
+def test_volumes_beside_slices_are_images_too(tmp_path: Path) -> None:
+    place = series(tmp_path / "a", 1)
+    for name in ("patient2.nii.gz", "other_seg.nii.gz"):
+        write_nifti(place / name)
+    assert images_of(place) == [".", "patient2.nii.gz"]
+
+
+def test_several_folders_are_each_looked_into(tmp_path: Path) -> None:
+    paths = [series(tmp_path / f"P{number}/ct", number) for number in (1, 2)]
+    found = load_images([tmp_path / "P1", tmp_path / "P2"], check=False)
+    assert [case["image"] for case in found] == [*map(str, paths)]
+
+
+def test_a_series_that_lies_in_two_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b"):
+        series(tmp_path / name, 1)
+        write_nifti(tmp_path / f"{name}_seg.nii.gz")
+    expected = f"{tmp_path}/b: found the series 1.2.1 of {tmp_path}/a too; expected it in one folder"
+    assert problems_of(tmp_path) == [expected]
+    assert images_of(tmp_path) == ["a", "b"]
+    assert expected in caplog.text
