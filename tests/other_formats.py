@@ -96,7 +96,7 @@ def write_series(
         header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = CTImageStorage
         header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{index + 1}"
-        header.StudyInstanceUID, header.SeriesInstanceUID, header.PatientName = "1.2", uid, "Somebody"
+        header.StudyInstanceUID, header.SeriesInstanceUID, header.PatientName = f"{uid}.0", uid, "Somebody"
         header.Modality, header.SeriesNumber, header.SeriesDescription = "CT", 3, "chest"
         header.InstanceNumber = index + 1
         header.ImageOrientationPatient = [f"{value:.10f}" for value in (*turn[:, 0], *turn[:, 1])]

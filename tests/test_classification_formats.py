@@ -17,11 +17,13 @@ from test_classification_bundle import evaluate, infer, table, train, volume
 from test_classification_features import extract
 from test_classification_inputs import refusal
 from test_datalist import message
+from test_dicom import set_header
 
 from med3d_nets.classification.cases import load_images, load_lists
 from med3d_nets.classification.volumes import CropRegiond, LoadVolumed, name_case
 from med3d_nets.dicom import dicom_files
 from med3d_nets.dicom_seg_writing import write_segmentation
+from med3d_nets.errors import Med3dError
 from med3d_nets.weights import read_tensors
 
 # As single precision has it, which NIfTI stores: to the last digit, grids are the same in all formats.
@@ -44,7 +46,9 @@ def write(folder: Path, name: str, voxels: np.ndarray) -> Path:
         nibabel.save(nibabel.Nifti1Image(voxels, GRID), path)
         return path
     kinds = {".mha": write_metaimage, ".mhd": write_metaimage, ".nrrd": write_nrrd}
-    return kinds.get(path.suffix, write_series)(path, voxels, GRID)
+    if path.suffix in kinds:
+        return kinds[path.suffix](path, voxels, GRID)
+    return write_series(path, voxels, GRID, uid=name)
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +196,21 @@ def test_a_file_stands_for_its_series(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.as_tensor()[0], whole_numbers(number, 3))
     (tmp_path / "other.txt").write_text("both/S1_008 0\n")
     assert f"{first[0]}: found in training and in validation" in message(load_lists, tmp_path, "list.txt", "other.txt")
+
+
+def test_patients_of_headers_are_on_one_side(tmp_path: Path) -> None:
+    lines = []
+    for index in range(6):
+        patient = f"P{index % 5}"
+        write_series(
+            tmp_path / f"{index}", whole_numbers(index, 3), GRID, f"1.2.{index}", change=set_header(PatientID=patient)
+        )
+        lines.append(f"{index} {index % 2}\n")
+    (tmp_path / "train.txt").write_text("".join(lines[:5]))
+    (tmp_path / "val.txt").write_text(lines[5])
+    found = load_lists(tmp_path, "train.txt", "")
+    assert sorted(item["patient"] for part in ("training", "validation") for item in found[part]) == [
+        f"P{index}" for index in range(5)
+    ]
+    with pytest.raises(Med3dError, match="P0"):
+        load_lists(tmp_path, "train.txt", "val.txt")

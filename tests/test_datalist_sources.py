@@ -199,7 +199,7 @@ def test_a_series_and_its_label(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("1.2.3 label.nii.gz\n")
     cases = load_cases(tmp_path, "train.txt", n_seg_classes=3)
     files = {"image": str(tmp_path / "1.2.3"), "label": str(tmp_path / "label.nii.gz")}
-    assert cases == [{**files, "dicom_patient": "study 1.2"}]
+    assert cases == [{**files, "dicom_patient": "study 1.2.3.0"}]
     assert load_images("1.2.3", tmp_path) == load_images(tmp_path / "1.2.3") == [{"image": str(tmp_path / "1.2.3")}]
     found = measure_case(cases[0], 3)
     save(tmp_path / "same.nii.gz", ramp(), OBLIQUE)

@@ -113,7 +113,7 @@ def test_each_frame_refers_to_its_slice(archive: Path, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
     predict(bundle, archive / "P3/oblique")
     found = pydicom.dcmread(bundle / "predictions/oblique_seg.dcm")
-    assert (found.PatientID, found.Modality, found.StudyInstanceUID) == ("P3", "SEG", "1.2")
+    assert (found.PatientID, found.Modality, found.StudyInstanceUID) == ("P3", "SEG", "1.2.3.0")
     assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3"
     places = slices_by_uid(archive / "P3/oblique")
     labels = np.asarray(nibabel.load(bundle / "predictions/oblique_seg.nii.gz").dataobj)

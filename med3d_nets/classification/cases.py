@@ -46,10 +46,10 @@ from med3d_nets.classification.tables import (
     read_table,
     without_point,
 )
-from med3d_nets.dicom import series_path
+from med3d_nets.dicom import patient_of, series_path
 from med3d_nets.dicom_folders import images_in
 from med3d_nets.folds import fold_problems, name_patients
-from med3d_nets.formats import NIFTI_SUFFIXES, is_other_format
+from med3d_nets.formats import NIFTI_SUFFIXES, SUFFIXES, is_other_format
 from med3d_nets.list_files import find_path, raise_for
 
 __all__ = ["load_evaluation_cases", "load_images", "load_lists"]
@@ -275,6 +275,9 @@ def _make_items(
     if pattern and unknown:
         for item, name in zip(unknown, name_patients(unknown, data_root, pattern, problems), strict=True):
             item["patient"] = name
+    for item in items:
+        if not item["patient"] and not item["image"].lower().endswith(SUFFIXES):
+            item["patient"] = patient_of(item["image"])
     problems += repeated(items, names if task == "classification" else ())
     return items
 
