@@ -179,8 +179,9 @@ def _pair(
         found = f"a segmentation of no series that is in {folder}{_more(lost)}"
         problems.append(f"{lost[0]}: found {found}; expected it to refer to one that is there")
     if not rows and not problems:
-        example = f"{images[0].path if images else 'scan'}_seg.nii.gz"
-        wanted = f"DICOM segmentations that refer to them, or files such as {example}"
+        alone = next((image.path for image in images if os.path.isdir(image.path)), "")
+        example = f"{alone}_seg.nii.gz" if alone else "a CSV that names both"
+        wanted = f"DICOM segmentations that refer to them, or {'files such as ' * bool(alone)}{example}"
         text = f"{folder}: found {len(images)} DICOM series without a label map; expected {wanted}"
         problems.append(Problem(text, "unlabelled"))
     if rows and len(rows) < len(images):

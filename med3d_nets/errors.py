@@ -17,7 +17,7 @@ _sizes: dict[str, Any] = {}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-OTHERS_WAIT = 10.0
+OTHERS_WAIT = 30.0
 """Seconds that the other processes wait before they show an error: where all meet the same one, rank 0 shows it, and
 torchrun has ended them by then."""
 

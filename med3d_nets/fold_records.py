@@ -132,7 +132,7 @@ def check_fold(
         _log.warning("%s: %d of %d %s: %s", where, len(same), len(cases), text, name_some(same))
     validated = names if fold >= 0 else found(name for record in records for name in record["validation"])
     if len(paths) == 1 and validated:
-        text = "cases chose the training's epoch, and a classifier's temperature: scores are too good"
+        text = "cases are those that the training was validated with, to choose its epoch: scores are too good"
         _log.info("%s: %d of %d %s", where, len(validated), len(cases), text)
 
 

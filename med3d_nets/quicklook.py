@@ -22,7 +22,7 @@ from med3d_nets.report_slices import PLANES, array_axis, cut_slice
 
 __all__ = ["draw_quicklook"]
 
-COLOURS = ("#e69f00", "#56b4e9", "#f0e442", "#00b583", "#ff7fbf", "#ff5a36", "#4d8dff")
+COLOURS = ("#56b4e9", "#e69f00", "#00b583", "#f0e442", "#ff7fbf", "#ff5a36", "#4d8dff")
 """Okabe and Ito's, brighter where black is around them."""
 LEGEND = 24
 """Structures that the legend names."""

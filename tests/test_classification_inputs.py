@@ -149,7 +149,10 @@ def test_evaluation_on_others_and_on_the_validation_cases(
     evaluate(trained, data, val_list="test.txt", **options)
     assert "cases.json" not in caplog.text
     evaluate(trained, data, val_list="val.txt", **options)
-    assert "2 of 2 cases chose the training's epoch, and a classifier's temperature: scores are too good" in caplog.text
+    assert (
+        "2 of 2 cases are those that the training was validated with, to choose its epoch: scores are too good"
+        in caplog.text
+    )
 
 
 def test_evaluation_refuses_other_settings_than_the_network_has(trained: Path, data: Path, tmp_path: Path) -> None:

@@ -269,3 +269,22 @@ def test_export_refuses_what_monai_would_ignore(med3d: Callable[..., Outcome], t
         status, out, err = med3d("export", *words)
         assert (status, out) == (1, "")
         assert said in err
+
+
+def test_values_that_cannot_be_right_are_told_before_anything_starts(
+    med3d: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    data = lists(tmp_path / "data", **{"train.txt": "", "val.txt": ""})
+    for words, said in (
+        (["--n_epochs", "ten"], "--n_epochs: found 'ten'; expected a whole number, such as 200"),
+        (["--n_epochs=0"], "--n_epochs: found 0; expected at least 1"),
+        (["--learning_rate", "fast"], "--learning_rate: found 'fast'; expected a number, such as 0.001"),
+        (["--pretrain_path", "--n_epochs", "3"], "--pretrain_path: found no value; expected one behind it"),
+        (["--n_epochs", "3", "--output_dir"], "--output_dir: found no value; expected one behind it"),
+    ):
+        status, out, err = med3d("train", data, *words)
+        assert (status, out) == (1, "")
+        assert said in err
+        assert "Traceback" not in err
+    for words in (["--fold", "-1"], ["--n_epochs", "$2 + 1"], ["--pretrain_path", ""], ["--gpu_id", "[0,1]"]):
+        assert med3d("train", data, *words, "--dry_run")[0] == 0

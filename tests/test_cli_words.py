@@ -116,7 +116,7 @@ def test_values_of_handed_on_options() -> None:
 
 
 def test_handed_on_options_that_cannot_be() -> None:
-    own, ids = ["recipe", "bundle"], ["n_epochs", "bundle_root", "train"]
+    own, ids = ["recipe", "bundle"], {"n_epochs": 200, "bundle_root": ".", "train": None}
     check_handed_on(["--n_epochs", "5", "--train::x", "1", "--tracking", "mlflow", "--n_epoch", "5"], own, ids)
     with pytest.raises(Med3dError) as raised:
         check_handed_on(["--recipie", "patch", "--config_file", "x.json"], own, ids)

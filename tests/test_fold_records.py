@@ -150,7 +150,7 @@ def test_cases_that_a_training_has_seen(trained: str, root: Path, caplog: pytest
         ("WARNING", "trained on 2 of the 3 cases to evaluate (images/a.nii, images/b.nii): scores are too good")
     ]
     check_fold(trained, cases("ydc", root), root, allow_seen=False)
-    text = "2 of 3 cases chose the training's epoch, and a classifier's temperature: scores are too good"
+    text = "2 of 3 cases are those that the training was validated with, to choose its epoch: scores are too good"
     assert logged(caplog) == [("INFO", text)]
 
 
@@ -235,7 +235,7 @@ def test_segmentation_of_cases_that_were_trained_on(
     training = workflow(bundle, "train", "train", **data, **SMALL, pretrain_path="")
     training.run_id = "training"
     training.run()
-    for name, text in (("train", "trained on 6 of the 6 cases to evaluate"), ("val", "2 of 2 cases chose")):
+    for name, text in (("train", "trained on 6 of the 6 cases to evaluate"), ("val", "2 of 2 cases are those that the training was")):
         output = str(tmp_path / name)
         evaluation = workflow(bundle, "train", "train", "evaluate", **data, val_list=f"{name}.txt", output_dir=output)
         caplog.clear()

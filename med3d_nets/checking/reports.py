@@ -61,7 +61,8 @@ def notes(examination: Examination) -> list[str]:
     lines = []
     if values and not examination.options.n_seg_classes and not examination.records[0].case.masked:
         named = ", ".join(map(str, sorted(values)[:_CLASSES])) + ", ..." * (len(values) > _CLASSES)
-        lines.append(f"n_seg_classes is not given, so that any label value passes; the labels have {named}")
+        train = f": train with --n_seg_classes {max(values) + 1}, if these are right" * (max(values) > 1)
+        lines.append(f"n_seg_classes is not given, so that any label value passes; the labels have {named}{train}")
     arrays = sum(split_reference(record.case.images[0]) is not None for record in examination.records)
     if not any(record.case.patient for record in examination.records):
         tells = ": --patient_pattern tells" * (arrays < len(examination.records))

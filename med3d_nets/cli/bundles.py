@@ -7,12 +7,13 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from med3d_nets.cli.words import hint
 from med3d_nets.errors import Med3dError
 from med3d_nets.variants import Variant, get_variant
 
-__all__ = ["ROOT", "TASKS", "bundle_folder", "check_task", "config_ids", "config_option", "find_bundle", "is_bundle"]
+__all__ = ["ROOT", "TASKS", "bundle_folder", "check_task", "config_option", "config_values", "find_bundle", "is_bundle"]
 
 ROOT = Path(__file__).resolve().parents[2]
 """The project's folder, which the package is installed from."""
@@ -83,20 +84,25 @@ def config_option(folder: Path, names: Sequence[str]) -> str:
     return str(paths[0]) if len(paths) == 1 else json.dumps([*map(str, paths)], ensure_ascii=False)
 
 
-def config_ids(folder: Path, names: Sequence[str]) -> set[str]:
-    """The ids at the top of config files of a bundle.
+def config_values(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """What stands at the top of config files of a bundle, by id; of several files the first counts.
+
+    Ids of what is within others are there with None.
 
     Raises:
         Med3dError: naming a file that is no JSON.
     """
-    ids: set[str] = set()
+    values: dict[str, Any] = {}
     for name in names:
         path = folder / "configs" / name
         try:
-            ids |= {key.partition("::")[0].partition("#")[0] for key in json.loads(path.read_text(encoding="utf-8"))}
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise Med3dError(f"{path}: found no JSON ({error})") from error
-    return ids
+        for key, value in content.items():
+            top = key.partition("::")[0].partition("#")[0]
+            values.setdefault(top, value if top == key else None)
+    return values
 
 
 def _of_variant(name: str) -> Path:

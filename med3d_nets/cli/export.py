@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from med3d_nets.cli.bundles import check_task, config_ids, config_option, find_bundle
+from med3d_nets.cli.bundles import check_task, config_option, config_values, find_bundle
 from med3d_nets.cli.handed_on import check_handed_on, given_options
 from med3d_nets.cli.process import run_monai
 from med3d_nets.cli.words import hint, own_names
@@ -71,7 +71,7 @@ def export(
     below = "" if task == "segmentation" else "classification/"
     folder = find_bundle(variant, bundle)
     configs = [f"{below}inference.json"]
-    check_handed_on(others, own_names(export), [*MONAI, *config_ids(folder, configs)], strict=True)
+    check_handed_on(others, own_names(export), {**dict.fromkeys(MONAI), **config_values(folder, configs)}, strict=True)
     given = given_options(others)
     weights = Path(given["ckpt_file"]) if "ckpt_file" in given else _weights(folder / "models" / below, given)
     if not weights.is_file():

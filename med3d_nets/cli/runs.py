@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from med3d_nets.cli.bundles import check_task, config_ids, config_option, find_bundle
+from med3d_nets.cli.bundles import check_task, config_option, config_values, find_bundle
 from med3d_nets.cli.handed_on import check_handed_on, given_options
 from med3d_nets.cli.lists import evaluation_options, existing, training_options
 from med3d_nets.cli.process import run_monai
@@ -237,7 +237,7 @@ def _run(
 ) -> None:
     """Print and run what MONAI shall do with config files of a bundle."""
     configs = config_option(folder, names)
-    check_handed_on(others, own_names(command), config_ids(folder, names))
+    check_handed_on(others, own_names(command), config_values(folder, names))
     words = ["run", run_id, "--config_file", configs, "--bundle_root", str(folder)]
     words += [word for name, value in options.items() for word in (f"--{name}", value)]
     run_monai([*words, *others], dry_run)
