@@ -235,7 +235,7 @@ def test_segmentation_of_cases_that_were_trained_on(
     training = workflow(bundle, "train", "train", **data, **SMALL, pretrain_path="")
     training.run_id = "training"
     training.run()
-    for name, text in (("train", "trained on 6 of the 6 cases to evaluate"), ("val", "2 of 2 cases are those that the training was")):
+    for name, text in (("train", "trained on 6 of the 6 cases to evaluate"), ("val", "2 of 2 cases are those that")):
         output = str(tmp_path / name)
         evaluation = workflow(bundle, "train", "train", "evaluate", **data, val_list=f"{name}.txt", output_dir=output)
         caplog.clear()

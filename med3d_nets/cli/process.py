@@ -14,6 +14,9 @@ from typing import Any
 
 __all__ = ["run_monai", "run_program"]
 
+QUIET = "ignore:parsing config_file"
+"""MONAI warns of configs by others, which these are not."""
+
 
 def run_monai(words: Sequence[str], dry_run: bool = False) -> None:
     """Print and run ``python -m monai.bundle`` in the working directory.
@@ -46,7 +49,7 @@ def run_program(command: Sequence[str]) -> int:
     handlers: dict[int, Any] = {signal.SIGINT: lambda number, frame: None, signal.SIGTERM: pass_on}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        running.append(subprocess.Popen(command))
+        running.append(subprocess.Popen(command, env={"PYTHONWARNINGS": QUIET, **os.environ}))
         status = running[0].wait()
     finally:
         for number, handler in before.items():
