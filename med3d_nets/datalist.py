@@ -18,7 +18,7 @@ from med3d_nets.dicom import is_dicom_file, name_series, series_path
 from med3d_nets.dicom_folders import images_in
 from med3d_nets.errors import Med3dError
 from med3d_nets.folds import check_groups, divide, fold_problems, hold_out, known_patient, sort_cases
-from med3d_nets.formats import SUFFIXES, images_of, parts_of
+from med3d_nets.formats import images_of, parts_of
 from med3d_nets.list_files import find_path, raise_for, read_rows
 from med3d_nets.sources import FORMS, OTHERS, Source, read_source
 
@@ -137,8 +137,7 @@ def load_evaluation_cases(
     fold_errors = fold_problems(folds, fold, patient_pattern)
     _check_options(n_seg_classes, in_channels, val_fraction, fold_errors)
     problems: list[str] = []
-    own = read_source(img_list, data_root, [])
-    listed = val_list or _labelled(own, "test") or own.validation
+    listed = val_list or read_source(img_list, data_root, []).evaluation
     held_out = fold >= 0 if folds else not listed
     cases: Cases = []
     divided: Cases = []
@@ -322,9 +321,7 @@ def _subject(image: str) -> str:
     # MONAI takes what follows the last point of a name for a suffix, as in a folder named after a UID.
     if os.path.isdir(image):
         return f"{image}.dcm"
-    if image.lower().endswith(SUFFIXES) or not is_dicom_file(image):
-        return image
-    return os.path.join(os.path.dirname(image), f"{name_series(image)}.dcm")
+    return os.path.join(os.path.dirname(image), f"{name_series(image)}.dcm") if is_dicom_file(image) else image
 
 
 def _check_options(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from med3d_nets import volume_files
 from med3d_nets.errors import Med3dError
 
 __all__ = [
@@ -113,7 +114,7 @@ class _Folder:
 
 def is_dicom_file(path: str) -> bool:
     """Whether a path is that of a file that begins as DICOM files do, with or without their preamble."""
-    if not os.path.isfile(path):
+    if path.lower().endswith(volume_files.SUFFIXES) or not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
         head = file.read(132)
@@ -214,12 +215,12 @@ def segment_names(path: str) -> dict[int, str]:
     Args:
         path: of the file, or of the folder that it is alone in.
     """
-    files = list(dicom_files(path))[:1] if os.path.isdir(path) else [path]
+    files = list(dicom_files(path))[:1] if os.path.isdir(path) else [path] * is_dicom_file(path)
     try:
         _, found = _series_of(files[0]) if files else ("", [])
     except (ImportError, OSError, Med3dError):  # told when it is read
         return {}
-    (header,) = [one.header for one in found if one.path == files[0]] or [{}]
+    header: Mapping[str, Any] = next((one.header for one in found if one.path == files[0]), {})
     return {
         int(each.SegmentNumber): str(each.get("SegmentLabel") or f"class {each.SegmentNumber}")
         for each in header.get("SegmentSequence") or ()

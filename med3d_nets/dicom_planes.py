@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from med3d_nets.errors import Med3dError
 
-__all__ = ["Planes", "find_planes", "frame_groups", "place_on_grid", "stack_planes"]
+__all__ = ["Planes", "find_planes", "frame_groups", "place_on_grid", "place_tolerance", "stack_planes"]
 
 Array = NDArray[np.float64]
 
@@ -131,7 +131,7 @@ def stack_planes(path: str, planes: Planes, whole: bool) -> tuple[NDArray[np.int
         step = (ordered[-1] - ordered[0]) / places[-1] if places[-1] else distance * normal
         off = np.linalg.norm(ordered - ordered[0] - places[:, None] * step, axis=1).max()
         off = max(off, abs(np.linalg.norm(step) - distance))
-        if off <= _tolerance(distance) and ((steps == 1).all() if whole else (steps[apart] >= 1).all()):
+        if off <= place_tolerance(distance) and ((steps == 1).all() if whole else (steps[apart] >= 1).all()):
             index = np.empty(len(order), np.intp)
             index[order] = places
             lps = np.eye(4)
@@ -197,7 +197,7 @@ def _match(path: str, last: NDArray[np.intp], affine: Array, image_affine: Array
     middle = steps[:3, 3] + (steps[:3, :3] - whole) @ last / 2
     off = np.abs(middle - np.rint(middle))
     spacing = nib.affines.voxel_sizes(image_affine)
-    limit = np.array([_tolerance(each) for each in spacing]) / spacing
+    limit = np.array([place_tolerance(each) for each in spacing]) / spacing
     if (slopes.sum(axis=1) + off > limit).any():
         parts = {"spacing": 2 * slopes * (whole != 0), "direction": 2 * slopes * (whole == 0)}
         names = [name for name, part in parts.items() if (part.sum(axis=1) > limit).any()] or ["origin"]
@@ -208,7 +208,7 @@ def _match(path: str, last: NDArray[np.intp], affine: Array, image_affine: Array
     return orientation, (np.rint(middle) + np.minimum(whole @ last, 0)).astype(np.intp)
 
 
-def _tolerance(distance: float) -> float:
+def place_tolerance(distance: float) -> float:
     """Distance in mm that slices of this distance may be off."""
     return float(max(TOLERANCE * distance, min(TOLERANCE_MM, TOLERANCE_MOST * distance)))
 

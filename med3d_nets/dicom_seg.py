@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from med3d_nets.dicom import dicom_files
+from med3d_nets.dicom import DIRECTORY, dicom_files
 from med3d_nets.dicom_planes import GROUPS, PACKAGES, SHOWN, find_planes, frame_groups, place_on_grid, stack_planes
 from med3d_nets.dicom_seg_writing import write_segmentation
 from med3d_nets.errors import Med3dError
@@ -29,8 +29,6 @@ Array = NDArray[np.float64]
 
 _LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 _KINDS = ("1.2.840.10008.5.1.4.1.1.66.4", _LABEL_MAP)
-_DIRECTORY = "1.2.840.10008.1.3.10"
-"""A DICOMDIR, which lists the files of a folder."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def is_segmentation(path: str) -> bool:
     """
     try:
         files = dicom_files(path) if os.path.isdir(path) else [path]
-        kinds = (kind for kind in map(_kind, files) if kind != _DIRECTORY)
+        kinds = (kind for kind in map(_kind, files) if kind != DIRECTORY)
         return next(kinds, "") in _KINDS and all(kind in _KINDS for kind in kinds)
     except OSError:
         return False

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ _LARGEST = 2**31 - 1
 
 
 def write_segmentation(
-    path: str,
+    path: str | BinaryIO,
     labels: NDArray[Any],
     affine: Array,
     files: Sequence[str],
@@ -62,7 +62,7 @@ def write_segmentation(
     it is named after their series. Texts are cut after 64 characters.
 
     Args:
-        path: where to.
+        path: where to, or an open file.
         labels: class numbers on the grid of the slices, ``(x, y, z)``.
         affine: from voxels to RAS+ in mm, ``(4, 4)``.
         files: of the slices, in any order, or the one of all frames.
@@ -91,7 +91,7 @@ def write_segmentation(
     except Med3dError:
         raise
     except ImportError as error:
-        raise Med3dError(f"{path}: found no writer of segmentations; expected {PACKAGES} ({error})") from error
+        raise Med3dError(f"{first}: found no writer of segmentations; expected {PACKAGES} ({error})") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         found = f"files that no segmentation can refer to ({_reason(error)})"
         raise Med3dError(f"{first}: found {found}; expected the slices of a series, with their attributes") from error

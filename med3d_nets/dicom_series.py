@@ -15,18 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from med3d_nets.dicom import PLACE, DicomFile, chosen_files
+from med3d_nets.dicom_planes import TOLERANCE_MM, TOLERANCE_TURN, place_tolerance
 from med3d_nets.errors import Med3dError
 
 __all__ = ["Series", "read_series"]
 
 Array = NDArray[np.float64]
 
-TOLERANCE_MM = 0.1
-"""Distance of a slice from its even place that may be rounding to tenths of mm, where slices are further apart."""
-TOLERANCE = 0.1
-"""The same as a share of the distance between slices."""
-TOLERANCE_TURN = 1e-3
-"""Largest difference between direction cosines, and shift of slices against each other by distance."""
 SHOWN = 3
 _LPS = np.diag([-1.0, -1.0, 1.0])
 _NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
@@ -184,7 +179,7 @@ def _check_places(path: str, slices: Sequence[_Slice], normal: Array) -> None:
     distances = np.diff(places @ normal)
     apart = distances[distances > TOLERANCE_TURN]
     usual = float(np.median(apart)) if apart.size else 0.0
-    tolerance = max(TOLERANCE * usual, min(TOLERANCE_MM, 0.4 * usual))
+    tolerance = place_tolerance(usual)
     if distances.min() <= tolerance or (np.linalg.norm(places - even, axis=1) > tolerance).any():
         wrong = [index for index, distance in enumerate(distances) if abs(distance - usual) > tolerance]
         wrong = wrong or [int(np.argmax(np.abs(distances - usual)))]

@@ -24,7 +24,7 @@ from med3d_nets.dicom import dicom_files, is_dicom, series_files
 from med3d_nets.dicom_pixels import itk_lock, read_pixels
 from med3d_nets.dicom_series import read_series
 from med3d_nets.errors import Med3dError
-from med3d_nets.volume_files import Problem
+from med3d_nets.volume_files import NIFTI_SUFFIXES, OTHER_SUFFIXES, SUFFIXES, Problem
 
 __all__ = [
     "NIFTI_SUFFIXES",
@@ -37,9 +37,6 @@ __all__ = [
     "read_other_volume",
 ]
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-OTHER_SUFFIXES = (".mha", ".mhd", ".nrrd")
-SUFFIXES = (*NIFTI_SUFFIXES, *OTHER_SUFFIXES)
 WANTED = f"a NIfTI, {', '.join(OTHER_SUFFIXES)} file, a folder of one DICOM series or a file of one"
 """What an image may be, for messages."""
 
@@ -68,7 +65,7 @@ def parts_of(path: str) -> list[str]:
     if path.lower().endswith(".mhd"):  # whose voxels are in a file of the same name
         folder, stem = os.path.split(os.path.splitext(path)[0])
         return sorted(os.path.join(folder, name) for name in os.listdir(folder) if os.path.splitext(name)[0] == stem)
-    if path.lower().endswith(SUFFIXES) or not is_dicom(path):
+    if not is_dicom(path):
         return [path]
     try:
         return series_files(path)

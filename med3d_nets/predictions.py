@@ -7,9 +7,9 @@ be written ends the run at once, since the next one could not be written either.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -301,15 +301,14 @@ class SavePredictiond(MapTransform):
     def _segment(self, image: str, labels: NDArray[Any], affine: NDArray[np.float64]) -> bytes | None:
         """The DICOM segmentation, or None and a warning: no label map is lost for slices that it cannot refer to."""
         network = f"MedicalNet {self.store.settings.variant}"
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "seg.dcm")
-            try:
-                files = read_series(image).files
-                dicom_seg.write_segmentation(path, labels, affine, files, self.class_names, network, __version__)
-            except Med3dError as error:
-                logger.warning("%s: no DICOM segmentation could be written, the label map alone is (%s)", image, error)
-                return None
-            return Path(path).read_bytes()
+        content = io.BytesIO()
+        try:
+            files = read_series(image).files
+            dicom_seg.write_segmentation(content, labels, affine, files, self.class_names, network, __version__)
+        except Med3dError as error:
+            logger.warning("%s: no DICOM segmentation could be written, the label map alone is (%s)", image, error)
+            return None
+        return content.getvalue()
 
     def _draw(self, image: str, labels: NDArray[Any], *others: Any) -> bytes | None:
         """The picture, or None and a warning: no label map is lost for it."""

@@ -60,6 +60,11 @@ class Source:
     class_names: Sequence[str] = ()
     channel_names: Sequence[str] = ()
 
+    @property
+    def evaluation(self) -> Cases:
+        """The cases for a test that have labels, else those for validation."""
+        return [case for case in self.test if "label" in case] or self.validation
+
 
 def read_source(
     path: Path,
@@ -118,7 +123,7 @@ def read_source(
     for case in (case for items in cases.values() for case in items):
         images = [series_path(image) for image in images_of(case)]
         case["image"] = images if len(images) > 1 else images[0]
-        if labelled and not images[0].lower().endswith(SUFFIXES) and (patient := patient_of(images[0])):
+        if labelled and (patient := patient_of(images[0])):
             case["dicom_patient"] = patient
     segments = _segment_names([case for items in cases.values() for case in items], problems)
     return Source(**cases, class_names=_class_names(content) or segments, channel_names=_channel_names(content))
@@ -312,8 +317,6 @@ def _segment_names(cases: Cases, problems: list[str]) -> list[str]:
     """Names of the classes of labels that are DICOM segmentations, of which each must number them alike."""
     names: dict[int, tuple[str, str]] = {}
     for label in (case["label"] for case in cases if "label" in case):
-        if label.lower().endswith(SUFFIXES):
-            continue
         for number, name in segment_names(label).items():
             known, first = names.setdefault(number, (name, label))
             if known.casefold() != name.casefold():

@@ -191,8 +191,7 @@ def _pair(cases: Sequence[ViewCase], source: str, option: str, postfix: str) -> 
         paths = [path for path in paths if _stem(path).endswith(f"_{postfix}")]
     by_name: dict[str, list[str]] = {}
     for image in images:
-        of_several = not image.lower().endswith(SUFFIXES) and is_dicom_file(image)
-        by_name.setdefault(name_series(image) if of_several else _stem(image), []).append(image)
+        by_name.setdefault(name_series(image) if is_dicom_file(image) else _stem(image), []).append(image)
     pairs: dict[str, str] = {}
     problems = []
     unknown = 0

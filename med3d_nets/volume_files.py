@@ -22,6 +22,10 @@ from numpy.typing import NDArray
 
 __all__ = ["MAX_SPACING", "MAX_VOXELS", "Problem", "check_header", "check_spacing", "read_voxels"]
 
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+OTHER_SUFFIXES = (".mha", ".mhd", ".nrrd")
+SUFFIXES = (*NIFTI_SUFFIXES, *OTHER_SUFFIXES)
+"""Of volumes in a file; DICOM files have any."""
 MAX_SPACING = 20.0
 """Largest plausible distance between voxels, in mm."""
 MAX_VOXELS = 2**31

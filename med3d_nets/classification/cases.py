@@ -49,7 +49,7 @@ from med3d_nets.classification.tables import (
 from med3d_nets.dicom import patient_of, series_path
 from med3d_nets.dicom_folders import images_in
 from med3d_nets.folds import fold_problems, name_patients
-from med3d_nets.formats import NIFTI_SUFFIXES, SUFFIXES, is_other_format
+from med3d_nets.formats import NIFTI_SUFFIXES, is_other_format
 from med3d_nets.list_files import find_path, raise_for
 
 __all__ = ["load_evaluation_cases", "load_images", "load_lists"]
@@ -276,7 +276,7 @@ def _make_items(
         for item, name in zip(unknown, name_patients(unknown, data_root, pattern, problems), strict=True):
             item["patient"] = name
     for item in items:
-        if not item["patient"] and not item["image"].lower().endswith(SUFFIXES):
+        if not item["patient"]:
             item["patient"] = patient_of(item["image"])
     problems += repeated(items, names if task == "classification" else ())
     return items

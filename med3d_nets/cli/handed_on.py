@@ -46,7 +46,7 @@ def _values(others: Sequence[str], values: Mapping[str, Any]) -> list[str]:
 
 
 def _number(name: str, value: str, default: float) -> list[str]:
-    kind = "a whole number" if isinstance(default, int) and name in WHOLE else "a number"
+    kind = "a whole number" if name in WHOLE else "a number"
     try:
         number = int(value) if name in WHOLE else float(value)
     except ValueError:

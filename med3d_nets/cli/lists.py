@@ -190,17 +190,13 @@ def _find_evaluation(data: str, task: str) -> Path | None:
     if task == "segmentation":
         lists = False
         for place in _lists(path, task):
-            if place.suffix != ".txt" and _has_evaluation(_read(place, path)):  # texts are for one purpose
+            if place.suffix != ".txt" and _read(place, path).evaluation:  # texts are for one purpose
                 return place
             lists = True
         if lists:
             return None
         looked_for += [*_names(task), *_layouts(task)]
     raise Med3dError(f"{data}: found none of {', '.join(looked_for)}; expected one of them, or name the list itself")
-
-
-def _has_evaluation(source: Source) -> bool:
-    return bool(source.validation) or any("label" in case for case in source.test)
 
 
 def _classes(path: Path, folder: Path) -> Options:
