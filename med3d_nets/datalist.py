@@ -17,7 +17,7 @@ from med3d_nets.checks import check_cases, identity
 from med3d_nets.dicom import is_dicom_file, name_series, series_path
 from med3d_nets.dicom_folders import images_in
 from med3d_nets.errors import Med3dError
-from med3d_nets.folds import check_groups, divide, fold_problems, hold_out, known_patient, sort_cases
+from med3d_nets.folds import check_groups, divide, fold_problems, hold_out, known_patient, name_patients, sort_cases
 from med3d_nets.formats import images_of, parts_of
 from med3d_nets.list_files import find_path, raise_for, read_rows
 from med3d_nets.sources import FORMS, OTHERS, Source, read_source
@@ -102,6 +102,7 @@ def load_datalist(
     both = dict.fromkeys(images_of(case)[0] for case in validation if identity(case) in known)
     problems += [f"{path}: found in training and in validation; expected in one of them" for path in both]
     raise_for(problems)
+    _note_patients([*training, *validation], data_root, patient_pattern, problems)
     if folds:
         _log.info("fold %d of %d of %s; val_list is left out, for a test", fold, folds, img_list)
         parts = divide(groups, folds, seed)
@@ -153,9 +154,17 @@ def load_evaluation_cases(
         raise_for(problems)
     if held_out:
         cases = divide(groups, folds, seed)[fold] if folds else hold_out(groups, val_fraction, seed)[1]
+    _note_patients(cases, data_root, patient_pattern, problems)
     problems += check_cases(cases, n_seg_classes, in_channels, num_workers)
     raise_for(problems)
     return cases
+
+
+def _note_patients(cases: Cases, data_root: Path, pattern: str, problems: list[str]) -> None:
+    """Add the "patient" that a pattern finds, for records and for intervals by patient."""
+    if pattern:
+        for case, name in zip(cases, name_patients(cases, data_root, pattern, problems), strict=True):
+            case["patient"] = name
 
 
 def load_cases(

@@ -67,10 +67,14 @@ def explain_errors(**sizes: Any) -> None:
     rank = int(os.environ.get("RANK", 0))
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        interrupted = isinstance(error, KeyboardInterrupt)
         shown = explain(error, _sizes)
-        if rank > 0:
+        if rank > 0 and not interrupted:
             time.sleep(OTHERS_WAIT)
-        if shown is None:
+        if interrupted:
+            if rank == 0:
+                print(f"\n{str(error) or 'interrupted'}", file=sys.stderr)
+        elif shown is None:
             sys.__excepthook__(kind, error, traceback)
         else:
             sys.stdout.flush()

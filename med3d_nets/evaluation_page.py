@@ -31,7 +31,16 @@ from med3d_nets.report_html import (
 from med3d_nets.report_plots import PREDICTION, REFERENCE, draw_agreement, draw_cuts, draw_scores
 from med3d_nets.report_slices import Cut, read_pictures
 from med3d_nets.settings import Settings
-from med3d_nets.statistics import RESAMPLES, SEED, Agreement, Summary, bland_altman, case_means, summarise
+from med3d_nets.statistics import (
+    RESAMPLES,
+    SEED,
+    Agreement,
+    Summary,
+    bland_altman,
+    case_means,
+    group_by_patient,
+    summarise,
+)
 
 __all__ = ["Case", "Pick", "render_evaluation"]
 
@@ -53,6 +62,7 @@ class Case:
         shape: ``(depth, height, width)`` of its label map.
         affine: of its label map, from voxels to RAS+ in mm, ``(4, 4)``.
         predicted, reference: volume of each foreground class, in mL.
+        patient: whose it is; "" where that is not known, which takes the case for a patient of its own.
     """
 
     file: str
@@ -60,6 +70,7 @@ class Case:
     affine: Array
     predicted: tuple[float, ...]
     reference: tuple[float, ...]
+    patient: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,12 @@ class _Evaluation:
     scores: Mapping[str, Array]
     predicted: Array
     reference: Array
+    patients: NDArray[np.intp]
+
+    @property
+    def n_patients(self) -> int:
+        """How many patients the cases are of, as far as they are known."""
+        return int(self.patients.max()) + 1
 
     def present(self, index: int) -> NDArray[np.bool_]:
         """Cases with a class in prediction or reference."""
@@ -98,6 +115,7 @@ def render_evaluation(
     settings: Settings | Mapping[str, Any],
     picks: Sequence[Pick] = (),
     missing: Sequence[str] = (),
+    caveats: Sequence[str] = (),
 ) -> str:
     """The page's HTML.
 
@@ -108,21 +126,28 @@ def render_evaluation(
         settings: of the network.
         picks: cases to draw; their images are read.
         missing: names of metrics that were asked for and not computed.
+        caveats: sentences on the cases that a reader of the scores must know.
     """
     columns = (len(cases), len(classes))
     predicted = np.array([case.predicted for case in cases], float).reshape(columns)
     reference = np.array([case.reference for case in cases], float).reshape(columns)
-    found = _Evaluation(cases, short_names([case.file for case in cases]), classes, scores, predicted, reference)
+    names = short_names([case.file for case in cases])
+    patients = group_by_patient(len(cases), [case.patient for case in cases])
+    found = _Evaluation(cases, names, classes, scores, predicted, reference, patients)
     summaries = {
-        metric: {name: summarise(values[:, place]) for place, name in enumerate(classes)}
+        metric: {name: summarise(values[:, place], patients) for place, name in enumerate(classes)}
         for metric, values in scores.items()
     }
-    lead = f"{len(cases)} case{'s' * (len(cases) > 1)}, {now()}"
+    counts = f"{len(cases)} case{'s' * (len(cases) > 1)}"
+    if found.n_patients < len(cases):
+        counts += f" of {found.n_patients} patient{'s' * (found.n_patients > 1)}"
+    lead = f"{counts}, {now()}"
     absent = f"Not computed by this evaluation: {', '.join(missing)}." if missing else ""
     return page(
         f"Evaluation: {settings_title(settings)}",
         lead,
         _cards(found, summaries),
+        note(*caveats),
         note(absent),
         section("Scores", _score_plot(found), _score_table(found, summaries), *_score_notes(found, summaries)),
         section(f"{' and '.join(_listed(picks))} in pictures", _key(), *(_pictures(found, pick) for pick in picks))
@@ -165,7 +190,7 @@ def _score_table(found: _Evaluation, summaries: Mapping[str, Mapping[str, Summar
     for metric, each in summaries.items():
         shown = dict(each)
         if len(each) > 1:
-            shown["mean of the classes"] = summarise(case_means(found.scores[metric]))
+            shown["mean of the classes"] = summarise(case_means(found.scores[metric]), found.patients)
         digits = _digits(metric)
         for name, row in shown.items():
             middle = [number(row.mean, digits), interval(row.mean_interval, digits)]
@@ -179,15 +204,16 @@ def _score_notes(found: _Evaluation, summaries: Mapping[str, Mapping[str, Summar
     rows = [row for each in summaries.values() for row in each.values()]
     infinite = any(row.infinite for row in rows)
     left_out = any(row.left_out for row in rows)
-    few = min((row.n for row in rows if row.n), default=0) < FEW_CASES
+    drawn = "patients" if found.n_patients < len(found.cases) else "cases"
+    few = min(found.n_patients, min((row.n for row in rows if row.n), default=0)) < FEW_CASES
     detection = []
     for place, name in enumerate(found.classes):
         there, seen = found.reference[:, place] > 0, found.predicted[:, place] > 0
         groups = (there & seen, there & ~seen, ~there & seen, ~there & ~seen)
         detection.append([name, *(str(int(group.sum())) for group in groups)])
     words = (
-        f"CI: 95 % confidence interval by percentile bootstrap over the cases ({RESAMPLES} resamples, seed {SEED}).",
-        f"With fewer than about {FEW_CASES} cases such intervals are too narrow." if few else "",
+        f"CI: 95 % confidence interval by percentile bootstrap over the {drawn} ({RESAMPLES} resamples, seed {SEED}).",
+        f"With fewer than about {FEW_CASES} {drawn} such intervals are too narrow." if few else "",
         "Infinite (∞): only one of prediction and reference has the class; it counts." if infinite else "",
         "Left out: the metric is not defined, as where the reference lacks the class; see the next table."
         if left_out
@@ -266,6 +292,7 @@ def _volumes(found: _Evaluation) -> str:
             "Differences are prediction minus reference. Limits of agreement: bias ± 1.96 SD of the differences; "
             "intervals with Student's t (Bland and Altman, Lancet 1986;327:307-310).",
             "They suppose that the differences are about normal and do not grow with the volume.",
+            "They take cases of one patient for independent." if found.n_patients < len(found.cases) else "",
             "Left out: cases with the class in neither.",
         ),
     )

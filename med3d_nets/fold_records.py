@@ -91,7 +91,7 @@ def check_fold(
     folds: int = 0,
     fold: int = -1,
     allow_seen: bool = True,
-) -> None:
+) -> list[str]:
     """Compare the cases of an evaluation with those that its networks were trained on and validated with.
 
     A line of the log tells of how many the training has validated with. Cases that have the path of a trained one but
@@ -102,6 +102,9 @@ def check_fold(
         cases: the cases to evaluate, with a "patient" where it is known.
         allow_seen: whether it is a warning alone that a network was trained on some of them, or of their patients.
 
+    Returns:
+        What a reader of the scores must know, as sentences for a page.
+
     Raises:
         Med3dError: if a fold's are not those that it held out; or for what a network was trained on.
     """
@@ -110,8 +113,11 @@ def check_fold(
     numbers = range(folds) if folds and fold < 0 else [fold]
     paths = [Path(fold_folder(ckpt_dir, folds, number)) / (RECORD if folds else CASES) for number in numbers]
     records = [record for path in paths if (record := _read_record(path))]
+    caveats = []
     if len(records) < len(paths):
-        _log.info("%s: found no record of a training: its cases may be among those to evaluate", paths[0])
+        unknown = f"{paths[0]}: found no record of a training: its cases may be among those to evaluate"
+        _log.info(unknown)
+        caveats.append(f"{unknown}.")
     where = str(paths[0] if len(paths) == 1 else ckpt_dir)
     lists = ("training",) if len(paths) == 1 else ("training", "validation")  # what a fold holds out, others train on
     trained = {name for record in records for key in lists for name in record.get(key, ())}
@@ -126,25 +132,32 @@ def check_fold(
     seen = found(trained)
     patients = {name for record in records for name in record.get("patients", ())}
     shared = sorted(patients & set(map(known_patient, cases)))
-    _tell_of_seen(where, seen, shared, len(cases), allow_seen)
+    caveats += _tell_of_seen(where, seen, shared, len(cases), allow_seen)
     if same := [name for name in names if name in trained and name not in seen]:
         text = "cases have the names of cases that it was trained on, but are not known to be the same"
         _log.warning("%s: %d of %d %s: %s", where, len(same), len(cases), text, name_some(same))
+        caveats.append(f"{len(same)} of the {len(cases)} {text} ({name_some(same)}).")
     validated = names if fold >= 0 else found(name for record in records for name in record["validation"])
     if len(paths) == 1 and validated:
         text = "cases are those that the training was validated with, to choose its epoch: scores are too good"
         _log.info("%s: %d of %d %s", where, len(validated), len(cases), text)
+        caveats.append(f"{len(validated)} of the {len(cases)} {text}.")
+    return caveats
 
 
-def _tell_of_seen(where: str, seen: Sequence[str], patients: Sequence[str], n_cases: int, allowed: bool) -> None:
-    """Refuse, or warn of, cases and patients that a network was trained on."""
+def _tell_of_seen(where: str, seen: Sequence[str], patients: Sequence[str], n_cases: int, allowed: bool) -> list[str]:
+    """Refuse, or warn of, cases and patients that a network was trained on; a sentence on them."""
     parts = [f"{len(seen)} of the {n_cases} cases to evaluate ({name_some(seen)})"] if seen else []
     parts += [f"cases of patients to evaluate ({name_some(patients)})"] if patients else []
-    text = f"{where}: trained on {' and on '.join(parts)}"
-    if parts and not allowed:
-        raise Med3dError(f"{text}: scores would be too good. Evaluate on others, or pass --allow_seen_cases True")
-    if parts:
-        _log.warning("%s: scores are too good", text)
+    if not parts:
+        return []
+    text = f"trained on {' and on '.join(parts)}"
+    if not allowed:
+        raise Med3dError(
+            f"{where}: {text}: scores would be too good. Evaluate on others, or pass --allow_seen_cases True"
+        )
+    _log.warning("%s: %s: scores are too good", where, text)
+    return [f"The network was {text}: scores are too good."]
 
 
 def _contents(cases: Cases) -> list[str]:

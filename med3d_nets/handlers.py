@@ -254,10 +254,14 @@ class _TrainingStoppedError(Med3dError):
     """An error that names the last good checkpoint already."""
 
 
+class _TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C, with the last good checkpoint named."""
+
+
 class FailureReport:
     """Ends a training that failed with what to do, and with the last good checkpoint named.
 
-    It watches for a loss that is not finite, memory that ran out and a disk that is full.
+    It watches for a loss that is not finite, memory that ran out, a disk that is full, and Ctrl-C.
 
     Args:
         ckpt_dir: folder of the checkpoints.
@@ -285,10 +289,13 @@ class FailureReport:
     def fail(self, engine: Engine, error: BaseException) -> None:
         """Say what happened and where to go on from."""
         shown = explain(error, self.sizes)
-        if shown is None:
-            raise error
-        if isinstance(shown, _TrainingStoppedError):  # Ignite calls twice for an error within an epoch
-            raise shown
+        told = isinstance(shown or error, (_TrainingStoppedError, _TrainingInterrupted))
+        if told or not (shown or isinstance(error, KeyboardInterrupt)):
+            raise shown or error  # Ignite calls twice for an error within an epoch
         written = sorted(self.ckpt_dir.glob("checkpoint_epoch=*.pt"), key=os.path.getmtime)
-        last = f"the last good checkpoint is {written[-1]}" if written else "no checkpoint was written yet"
+        last = "no checkpoint was written yet"
+        if written:
+            last = f"the last good checkpoint is {written[-1]}; go on from it with --resume_path"
+        if shown is None:
+            raise _TrainingInterrupted(f"interrupted in epoch {engine.state.epoch}; {last}") from error
         raise _TrainingStoppedError(f"{shown}; {last}") from error

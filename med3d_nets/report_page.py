@@ -26,6 +26,7 @@ from torch import Tensor
 from med3d_nets.distributed import gather_shares
 from med3d_nets.errors import Med3dError
 from med3d_nets.evaluation_page import Case, Pick, render_evaluation
+from med3d_nets.folds import known_patient
 from med3d_nets.report_slices import Cut, cut_class
 from med3d_nets.runs import check_free
 from med3d_nets.settings import Settings
@@ -56,6 +57,7 @@ class EvaluationPage:
             one ranks the cases, higher is better. One that the evaluator lacks is left out with a warning.
         overwrite: whether to replace the page of an earlier evaluation.
         n_pictures: cases to draw, evenly from best to worst.
+        caveats: sentences on the cases, such as those of :func:`~med3d_nets.fold_records.check_fold`.
 
     Raises:
         Med3dError: if ``n_pictures`` is no number; if a page is there already, as the evaluation starts.
@@ -69,6 +71,7 @@ class EvaluationPage:
         metrics: Mapping[str, str] | None = None,
         overwrite: bool = False,
         n_pictures: int = 3,
+        caveats: Sequence[str] = (),
     ) -> None:
         self.path = Path(output_dir) / "report" / "index.html"
         self.overwrite = overwrite
@@ -78,6 +81,7 @@ class EvaluationPage:
         self.settings = settings
         self.metrics = dict(METRICS if metrics is None else metrics)
         self.n_pictures = n_pictures
+        self.caveats = list(caveats)
         self.cases: list[Case] = []
         self.cuts: list[tuple[tuple[Cut, ...], ...]] = []
 
@@ -111,7 +115,7 @@ class EvaluationPage:
                 cuts.append(cut_class(pred, label, affine) if self.n_pictures else ())
             file, shape = str(given["image"].meta["filename_or_obj"]), tuple(found["label"].shape[1:])
             predicted, reference = zip(*sizes, strict=True)
-            self.cases.append(Case(file, shape, affine, predicted, reference))
+            self.cases.append(Case(file, shape, affine, predicted, reference, known_patient(given)))
             self.cuts.append(tuple(cuts))
 
     def __call__(self, engine: Engine) -> None:
@@ -134,7 +138,7 @@ class EvaluationPage:
             return
         cases = [shares[rank][place] for rank, place in owners]
         picks = [Pick(name, index, cuts[index]) for name, index in picked]
-        text = render_evaluation(cases, scores, self.class_names, self.settings, picks, missing)
+        text = render_evaluation(cases, scores, self.class_names, self.settings, picks, missing, self.caveats)
         write_atomically(self.path, text)
         logger.info("written: %s", self.path)
 

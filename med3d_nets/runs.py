@@ -21,9 +21,9 @@ from torch import nn
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.settings import FOUND_OUT, Settings, check_settings
-from med3d_nets.weights import read_checkpoint
+from med3d_nets.weights import check_pretrained_file, read_checkpoint
 
-__all__ = ["cached_dataset", "check_free", "check_model_folder", "check_outputs", "layer_rates"]
+__all__ = ["cached_dataset", "check_files", "check_free", "check_outputs", "check_resumed", "layer_rates"]
 
 logger = logging.getLogger(__name__)
 
@@ -128,46 +128,65 @@ class _DiskCache(_SeededItems, PersistentDataset):
             return super()._cachecheck(item_transformed)
 
 
-def check_model_folder(ckpt_dir: str, settings: Settings, resume_path: str, n_epochs: int, overwrite: bool) -> None:
-    """Refuse to write over an earlier training, or to resume from what does not fit.
+def check_files(ckpt_dir: str, pretrain_path: str, variant: str, resume_path: str, overwrite: bool) -> None:
+    """Look for the files that a training needs, and for those in its way, before it reads the data.
 
     Args:
         ckpt_dir: folder that training writes to.
-        settings: those of this run.
-        resume_path: resumable checkpoint, or empty.
-        n_epochs: epochs in all.
+        pretrain_path: pretrained weights, or empty.
+        variant: the network's variant, for the message.
+        resume_path: resumable checkpoint, which replaces pretrained weights, or empty.
         overwrite: whether the user asked for it.
 
     Raises:
-        Med3dError: naming the file in the way, or what differs between the checkpoint and this run.
+        Med3dError: naming the file that is missing, or those of an earlier training.
     """
     if resume_path:
-        content = read_checkpoint(resume_path)
-        missing = [name for name in RESUMABLE if name not in content]
-        if missing:
-            raise Med3dError(
-                f"{resume_path}: not a resumable checkpoint, it lacks {', '.join(missing)}; "
-                f"expected a checkpoint_epoch=*.pt of an earlier training"
-            )
-        known = content["best"]["settings"]  # an earlier version's lacks some
-        found = type(settings)(**known)
-        given = [field.name for field in fields(settings) if field.name in known and field.name not in FOUND_OUT]
-        check_settings(found, resume_path, **{name: getattr(settings, name) for name in given})
-        trainer = content["trainer"]
-        done = trainer["iteration"] // trainer["epoch_length"]
-        if done >= n_epochs:
-            raise Med3dError(
-                f"{resume_path}: the training is complete, with {done} epochs; "
-                f"to go on, raise n_epochs above that, got {n_epochs}"
-            )
+        if not os.path.isfile(resume_path):
+            raise Med3dError(f"{resume_path}: no such file; expected a checkpoint_epoch=*.pt of an earlier training")
         return
     folder = Path(ckpt_dir)
-    written = [folder / "model.pt", *sorted(folder.glob("checkpoint_epoch=*.pt"))]
-    found_files = [str(path) for path in written if path.exists()]
-    if found_files and not overwrite:
+    checkpoints = sorted(folder.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
+    written = [str(path) for path in (folder / "model.pt", *reversed(checkpoints)) if path.exists()]
+    if written and not overwrite:
+        resume = f"go on from it with --resume_path '{checkpoints[-1]}', " if checkpoints else ""
         raise Med3dError(
-            f"an earlier training wrote {', '.join(found_files[:3])}; give another --ckpt_dir, "
-            "go on from it with --resume_path, or pass --overwrite True"
+            f"an earlier training wrote {', '.join(written[:3])}; {resume}give another --ckpt_dir, "
+            "or pass --overwrite True"
+        )
+    check_pretrained_file(pretrain_path, variant)
+
+
+def check_resumed(settings: Settings, resume_path: str, n_epochs: int) -> None:
+    """Refuse to resume from what does not fit.
+
+    Args:
+        settings: those of this run.
+        resume_path: resumable checkpoint, or empty.
+        n_epochs: epochs in all.
+
+    Raises:
+        Med3dError: naming what the checkpoint lacks, or what differs between it and this run.
+    """
+    if not resume_path:
+        return
+    content = read_checkpoint(resume_path)
+    missing = [name for name in RESUMABLE if name not in content]
+    if missing:
+        raise Med3dError(
+            f"{resume_path}: not a resumable checkpoint, it lacks {', '.join(missing)}; "
+            f"expected a checkpoint_epoch=*.pt of an earlier training"
+        )
+    known = content["best"]["settings"]  # an earlier version's lacks some
+    found = type(settings)(**known)
+    given = [field.name for field in fields(settings) if field.name in known and field.name not in FOUND_OUT]
+    check_settings(found, resume_path, **{name: getattr(settings, name) for name in given})
+    trainer = content["trainer"]
+    done = trainer["iteration"] // trainer["epoch_length"]
+    if done >= n_epochs:
+        raise Med3dError(
+            f"{resume_path}: the training is complete, with {done} epochs; "
+            f"to go on, raise n_epochs above that, got {n_epochs}"
         )
 
 

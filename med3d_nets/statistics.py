@@ -15,7 +15,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-__all__ = ["Agreement", "Summary", "bland_altman", "bootstrap_interval", "case_means", "pick_cases", "summarise"]
+from med3d_nets.errors import Med3dError
+
+__all__ = [
+    "Agreement",
+    "Summary",
+    "bland_altman",
+    "bootstrap_interval",
+    "case_means",
+    "group_by_patient",
+    "pick_cases",
+    "summarise",
+]
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -77,38 +88,48 @@ def bootstrap_interval(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    patients: ArrayLike | None = None,
 ) -> Interval:
     """Percentile bootstrap confidence interval of a statistic of the cases.
 
     Its ends are ordered values of the resampled statistic, not interpolated between two of them as in
     ``scipy.stats.bootstrap``, which makes NaN of infinite scores. (Efron and Tibshirani, An Introduction to the
-    Bootstrap, 1993, chapter 13.) The interval is too narrow for few cases, about 20 or less.
+    Bootstrap, 1993, chapter 13.) The interval is too narrow for few patients, about 20 or less.
 
     Args:
         values: one per case, ``(case,)``; NaN is left out.
         statistic: takes ``axis``.
         level: that of confidence.
-        resamples: how often the cases are drawn, with replacement.
+        resamples: how often the patients are drawn, with replacement, each with all its cases: they are alike.
         seed: of the draws.
+        patients: number of each case's patient, see :func:`group_by_patient`; None: each case is one.
 
     Returns:
-        Both ends; NaN with fewer than two cases, which say nothing of their spread.
+        Both ends; NaN with fewer than two patients, who say nothing of their spread.
     """
-    kept = _without_nan(values)
-    if kept.size < 2:
+    array = np.asarray(values, float)
+    numbers = np.arange(array.size) if patients is None else np.asarray(patients)
+    kept = ~np.isnan(array)
+    # In the order of the cases, so that the draws are the same ones where each case is a patient.
+    groups = [array[kept & (numbers == number)] for number in dict.fromkeys(numbers[kept].tolist())]
+    if len(groups) < 2:
         return math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(kept.size, size=(resamples, kept.size))
-    found = np.asarray(statistic(kept[drawn], axis=1))
+    drawn = np.random.default_rng(seed).integers(len(groups), size=(resamples, len(groups)))
+    if all(len(group) == 1 for group in groups):
+        found = np.asarray(statistic(np.concatenate(groups)[drawn], axis=1))
+    else:
+        found = np.array([statistic(np.concatenate([groups[place] for place in row]), axis=0) for row in drawn])
     tail = (1 - level) / 2
     low, high = np.quantile(found, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)
 
 
-def summarise(values: ArrayLike) -> Summary:
+def summarise(values: ArrayLike, patients: ArrayLike | None = None) -> Summary:
     """Mean and median of a score with their 95 % confidence intervals, and its range.
 
     Args:
         values: one per case, ``(case,)``; NaN is left out and counted.
+        patients: as for :func:`bootstrap_interval`.
     """
     kept = _without_nan(values)
     left_out, infinite = np.size(values) - kept.size, int(np.isinf(kept).sum())
@@ -117,8 +138,8 @@ def summarise(values: ArrayLike) -> Summary:
         return Summary(0, left_out, 0, math.nan, nothing, math.nan, nothing, math.nan, math.nan)
     return Summary(
         *(int(kept.size), left_out, infinite),
-        *(float(kept.mean()), bootstrap_interval(kept)),
-        *(float(np.median(kept)), bootstrap_interval(kept, np.median)),
+        *(float(kept.mean()), bootstrap_interval(values, patients=patients)),
+        *(float(np.median(kept)), bootstrap_interval(values, np.median, patients=patients)),
         *(float(kept.min()), float(kept.max())),
     )
 
@@ -152,6 +173,27 @@ def bland_altman(measured: ArrayLike, reference: ArrayLike) -> Agreement:
     t = float(stdtrit(n - 1, 0.975))
     margins = (t * sd / math.sqrt(n), t * sd * math.sqrt(3 / n))
     return Agreement(n, bias, sd, bias - LIMIT * sd, bias + LIMIT * sd, *margins)
+
+
+def group_by_patient(n: int, patients: Sequence[str] | None = None) -> NDArray[np.intp]:
+    """Number of the patient of each case, from 0.
+
+    Args:
+        n: number of cases.
+        patients: of each case; empty for a patient of its own. None: each case is one.
+
+    Returns:
+        ``(case,)``.
+
+    Raises:
+        Med3dError: if there are more or fewer patients than cases.
+    """
+    if patients is None:
+        return np.arange(n)
+    if len(patients) != n:
+        raise Med3dError(f"{len(patients)} patients for {n} cases, expected one each")
+    known: dict[str | int, int] = {}
+    return np.array([known.setdefault(name or index, len(known)) for index, name in enumerate(patients)], np.intp)
 
 
 def case_means(scores: ArrayLike) -> Array:

@@ -23,6 +23,7 @@ from med3d_nets.variants import get_variant
 
 __all__ = [
     "Architecture",
+    "check_pretrained_file",
     "file_sha256",
     "inflate_stem",
     "load_pretrained",
@@ -234,6 +235,25 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | os
     module.load_state_dict(dict(state))
 
 
+def check_pretrained_file(path: str, variant: str) -> None:
+    """Refuse pretrained weights that are not there.
+
+    Args:
+        path: as for :func:`load_pretrained`; empty for none.
+        variant: the network's variant, for the message.
+
+    Raises:
+        Med3dError: with the ways to get them, or to do without.
+    """
+    if path and not os.path.isfile(path):
+        row = get_variant(variant)
+        raise Med3dError(
+            f"{path}: no pretrained weights there. Get them with 'med3d get {row.name}'; or give a MedicalNet file, "
+            f"such as {row.filename} from https://huggingface.co/{row.hub_repo}, as --pretrain_path; "
+            "or train from scratch with --pretrain_path ''"
+        )
+
+
 def load_pretrained(network: nn.Module, path: str, variant: str, resume_path: str = "") -> dict[str, Any] | None:
     """Load pretrained weights into a network and log what was loaded and what stays fresh.
 
@@ -257,13 +277,7 @@ def load_pretrained(network: nn.Module, path: str, variant: str, resume_path: st
     if not path:
         logger.info("no pretrained weights: training from scratch")
         return None
-    if not os.path.isfile(path):
-        row = get_variant(variant)
-        raise Med3dError(
-            f"{path}: no pretrained weights there. Get them with 'med3d get {row.name}'; or give a MedicalNet file, "
-            f"such as {row.filename} from https://huggingface.co/{row.hub_repo}, as --pretrain_path; "
-            "or train from scratch with --pretrain_path ''"
-        )
+    check_pretrained_file(path, variant)
     state = map_names(read_tensors(path))
     expected = network.state_dict()
     _check_architecture(state, expected, path)

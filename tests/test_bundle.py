@@ -86,6 +86,8 @@ def test_evaluation_and_inference_agree_on_the_volumes_own_grid(
         rows = list(csv.DictReader(file))
     assert [Path(row["case"]).name for row in rows] == ["case_6.nii.gz", "case_7.nii.gz"]
     assert "case_6.nii.gz" in done.stdout
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "2 of the 2 cases are those that the training was validated with, to choose its epoch" in page
     done = bundle_run("inference", "configs/inference.json", img_list=dataset / "images", ckpt_dir=models,
                       output_dir=tmp_path / "maps")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -178,12 +180,14 @@ def test_settings_that_contradict_the_trained_network(
     assert "says 3" in done.stderr
 
 
-def test_an_earlier_training_is_not_overwritten(trained: tuple[Path, str], dataset: Path, bundle_run: Run) -> None:
+def test_an_earlier_training_is_not_overwritten(trained: tuple[Path, str], bundle_run: Run) -> None:
+    """That is told before the data is looked for, which a large set takes minutes to read."""
     models = trained[0] / "models"
     before = {path.name: path.read_bytes() for path in models.iterdir()}
-    done = bundle_run("training", "configs/train.json", **SMALL, data_root=dataset, pretrain_path="", ckpt_dir=models)
+    done = bundle_run("training", "configs/train.json", **SMALL, data_root="none", pretrain_path="", ckpt_dir=models)
     assert done.returncode == 1
     assert str(models / "model.pt") in done.stderr
+    assert f"--resume_path '{models / 'checkpoint_epoch=4.pt'}'" in done.stderr
     assert {path.name: path.read_bytes() for path in models.iterdir()} == before
 
 

@@ -117,6 +117,7 @@ def test_bundle_classifies(variant: Variant, cases: Path, tmp_path: Path) -> Non
     assert metrics["auc"]["value"] == pytest.approx(settings["validation"]["val_auc"])
     page = Page((folder / "eval/classification/report/index.html").read_text())
     assert page.text("h1").startswith("Classification")
+    assert "4 of the 4 cases are those that the training was validated with" in page.text("p")
     assert [row[1:4] for row in page.tables[-4][1:]] == [["p4_9.nii.gz", "", "large"]]
     assert page.text("figcaption").count("Grad-CAM") == 2
 

@@ -203,7 +203,8 @@ def test_number_of_logits_is_checked() -> None:
 def test_predictions_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     logits, labels = made_up()
-    report = PredictionReport(str(tmp_path / "eval"), TWO, "classification", SETTINGS, (0.25, 0.5))
+    known = ["Seen in training."]
+    report = PredictionReport(str(tmp_path / "eval"), TWO, "classification", SETTINGS, (0.25, 0.5), caveats=known)
     evaluate(report, make_cases(logits, labels.tolist()))
     values = class_probabilities(logits)
     rows = read_csv(tmp_path / "eval" / "predictions.csv")
@@ -228,7 +229,9 @@ def test_predictions_are_written(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert lines[1].split() == ["score", "value", "95", "%", "interval"]
     assert lines[3].split()[:2] == ["accuracy", f"{record['accuracy']['value']:.4f}"]
     assert any(line.startswith("sensitivity at 0.25 ") for line in lines)
-    assert lines[-2] == " ".join(["9 cases of 6 patients, as far as patients are known.", *record["caveats"]])
+    assert record["caveats"][0] == "Seen in training."  # which the log has already
+    assert lines[-2] == " ".join(["9 cases of 6 patients, as far as patients are known.", *record["caveats"][1:]])
+    assert "Seen in training. Few cases of benign" in found.text("p")
     assert lines[-1] == f"written: {', '.join(str(path) for path in (*report.paths, report.page))}"
 
 

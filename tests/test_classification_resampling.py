@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from med3d_nets.classification import resampling
-from med3d_nets.classification.resampling import Estimate, auc, average, estimate, group_cases, ratio, share
-from med3d_nets.errors import Med3dError
+from med3d_nets.classification.resampling import Estimate, auc, average, estimate, ratio, share
+from med3d_nets.statistics import group_by_patient
 
 RANDOM = np.random.RandomState(0)
 
@@ -39,7 +39,7 @@ def test_shares_and_means_count_weights() -> None:
 
 
 def test_cases_of_a_patient_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = group_cases(6, ["b", "", "a", "b", "", "a"])
+    groups = group_by_patient(6, ["b", "", "a", "b", "", "a"])
     assert groups.tolist() == [0, 1, 2, 0, 3, 2]
     monkeypatch.setattr(resampling, "PORTION", 60)  # ten resamples at once
     seen: list[np.ndarray] = []
@@ -59,13 +59,13 @@ def test_cases_of_a_patient_are_drawn_together(monkeypatch: pytest.MonkeyPatch) 
 
 def test_interval_is_about_that_of_theory() -> None:
     values = np.random.RandomState(1).normal(5, 2, 400)
-    found = estimate(lambda weights: {"mean": average(values)(weights)}, group_cases(400))["mean"]
+    found = estimate(lambda weights: {"mean": average(values)(weights)}, group_by_patient(400))["mean"]
     margin = 1.96 * values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert found.interval == pytest.approx((values.mean() - margin, values.mean() + margin), abs=0.03)
-    again = estimate(lambda weights: {"mean": average(values)(weights)}, group_cases(400))["mean"]
+    again = estimate(lambda weights: {"mean": average(values)(weights)}, group_by_patient(400))["mean"]
     assert again == found
-    assert estimate(lambda weights: {"mean": average(values)(weights)}, group_cases(400), seed=1)["mean"] != found
+    assert estimate(lambda weights: {"mean": average(values)(weights)}, group_by_patient(400), seed=1)["mean"] != found
 
 
 def test_patients_widen_the_interval() -> None:
@@ -75,12 +75,12 @@ def test_patients_widen_the_interval() -> None:
         low, high = estimate(lambda weights: {"mean": average(values)(weights)}, groups)["mean"].interval
         return high - low
 
-    assert width(group_cases(200, [str(case // 10) for case in range(200)])) > 2 * width(group_cases(200))
+    assert width(group_by_patient(200, [str(case // 10) for case in range(200)])) > 2 * width(group_by_patient(200))
 
 
 def test_resamples_without_a_value_are_counted() -> None:
     one = np.array([True, False, False, False])
-    found = estimate(lambda weights: {"x": share(one, one)(weights)}, group_cases(4), resamples=1000)["x"]
+    found = estimate(lambda weights: {"x": share(one, one)(weights)}, group_by_patient(4), resamples=1000)["x"]
     assert found.interval == (1, 1)
     assert found.skipped == pytest.approx(1000 * 0.75**4, abs=60)
 
@@ -88,13 +88,7 @@ def test_resamples_without_a_value_are_counted() -> None:
 @pytest.mark.parametrize(("patients", "resamples"), [(["a", "a", "a"], 100), (None, 0)])
 def test_one_patient_or_no_resamples_have_no_interval(patients: list[str] | None, resamples: int) -> None:
     values = np.array([1.0, 2.0, 6.0])
-    found = estimate(lambda weights: {"x": average(values)(weights)}, group_cases(3, patients), resamples)["x"]
+    found = estimate(lambda weights: {"x": average(values)(weights)}, group_by_patient(3, patients), resamples)["x"]
     assert (found.value, found.skipped) == (3, 0)
     assert np.isnan(found.interval).all()
     assert np.isnan(Estimate(0.5).interval).all()
-
-
-def test_patients_of_each_case() -> None:
-    assert group_cases(3).tolist() == [0, 1, 2]
-    with pytest.raises(Med3dError, match="2 patients for 3 cases, expected one each"):
-        group_cases(3, ["a", "b"])

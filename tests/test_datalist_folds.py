@@ -133,6 +133,17 @@ def test_cases_of_an_evaluation(root: Path) -> None:
         assert evaluated(root, "no such list", **options) == load(root, **options)["validation"]
 
 
+def test_patients_that_a_pattern_finds_are_noted(root: Path) -> None:
+    """For the record of a training, and for intervals by patient."""
+    lists = load_datalist(root, "all.txt", "", n_seg_classes=3, patient_pattern=r"p\d")
+    for case in (*lists["training"], *lists["validation"]):
+        assert case["patient"] == Path(case["image"]).name[:2]
+    (case,) = load_evaluation_cases(root, "train.txt", "val.txt", n_seg_classes=3, patient_pattern=r"p(\d)")
+    assert case["patient"] == "5"
+    text = message(load_evaluation_cases, root, "train.txt", "val.txt", n_seg_classes=3, patient_pattern="nobody")
+    assert "nothing in 1 of 1 paths" in text
+
+
 def test_evaluation_keeps_the_order_of_its_list(root: Path) -> None:
     cases = load_evaluation_cases(root, "no such list", "reversed.txt", n_seg_classes=3)
     assert cases == load_cases(root, "reversed.txt", n_seg_classes=3)

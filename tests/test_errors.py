@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 
@@ -80,6 +81,13 @@ def test_hook_shows_one_line(raised, shown):
 def test_sizes_that_are_known_later_are_shown_too():
     run = _run_with_hook("explain_errors(patch_size=8)\nraise RuntimeError('wrapped') from MemoryError('big')")
     assert "Lower batch_size, then patch_size, by half; now: batch_size=2, patch_size=8" in run.stderr
+
+
+@pytest.mark.parametrize(("words", "shown"), [("", "interrupted"), ("'in epoch 3; go on'", "in epoch 3; go on")])
+def test_ctrl_c_is_one_line(words, shown):
+    run = _run_with_hook(f"raise KeyboardInterrupt({words})")
+    assert (run.returncode, run.stderr) == (-signal.SIGINT, f"\n{shown}\n")
+    assert _run_with_hook("raise KeyboardInterrupt", RANK="1").stderr == ""
 
 
 def test_hook_names_the_rank_of_another_process():

@@ -81,6 +81,28 @@ def test_method_and_doubts_are_said() -> None:
         assert absent not in text
 
 
+def test_cases_of_a_patient_count_together() -> None:
+    """Four alike of each of five patients: by case, the interval would be half as wide."""
+    scores = {"Dice": np.repeat([0.2, 0.4, 0.5, 0.7, 0.9], 4)[:, None]}
+
+    def interval(patients: list[str], caveats: tuple[str, ...] = ()) -> tuple[float, str]:
+        cases = [Case(str(index), SHAPE, np.eye(4), (1.0,), (1.5,), name) for index, name in enumerate(patients)]
+        found = Page(render_evaluation(cases, scores, ["lung"], SETTINGS, caveats=caveats))
+        low, high = map(float, found.tables[0][1][4].split(" to "))
+        return high - low, found.text("p")
+
+    alone, text = interval([""] * 20, caveats=("3 of the 20 <cases> are known.", "Mind that."))
+    assert text.startswith("20 cases, ")
+    assert "3 of the 20 <cases> are known. Mind that." in text
+    assert "independent" not in text
+    together, text = interval([f"patient {index // 4}" for index in range(20)])
+    assert text.startswith("20 cases of 5 patients, ")
+    assert "bootstrap over the patients" in text
+    assert "fewer than about 20 patients such intervals" in text
+    assert "They take cases of one patient for independent." in text
+    assert together > 1.7 * alone
+
+
 def test_bland_altman_leaves_out_what_is_in_neither() -> None:
     (row,) = Page(render_evaluation(CASES, SCORES, CLASSES, SETTINGS)).tables[2][2:]
     # Differences 0.25, -1 and 2.

@@ -138,20 +138,19 @@ def test_record_of_a_training_without_folds(trained: str) -> None:
 
 def test_cases_that_a_training_has_seen(trained: str, root: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    check_fold(trained, cases("yz", root), root, allow_seen=False)
+    assert check_fold(trained, cases("yz", root), root, allow_seen=False) == []
     assert logged(caplog) == []
     text = message(check_fold, trained, cases("abyc", root), root, allow_seen=False)
     assert text == (
         f"{Path(trained) / 'cases.json'}: trained on 2 of the 4 cases to evaluate (images/a.nii, images/b.nii): "
         "scores would be too good. Evaluate on others, or pass --allow_seen_cases True"
     )
-    check_fold(trained, cases("aby", root), root)
-    assert logged(caplog) == [
-        ("WARNING", "trained on 2 of the 3 cases to evaluate (images/a.nii, images/b.nii): scores are too good")
-    ]
-    check_fold(trained, cases("ydc", root), root, allow_seen=False)
+    caveats = check_fold(trained, cases("aby", root), root)
+    text = "trained on 2 of the 3 cases to evaluate (images/a.nii, images/b.nii): scores are too good"
+    assert (logged(caplog), caveats) == ([("WARNING", text)], [f"The network was {text}."])
+    caveats = check_fold(trained, cases("ydc", root), root, allow_seen=False)
     text = "2 of 3 cases are those that the training was validated with, to choose its epoch: scores are too good"
-    assert logged(caplog) == [("INFO", text)]
+    assert (logged(caplog), caveats) == ([("INFO", text)], [f"{text.replace('of 3', 'of the 3')}."])
 
 
 def test_patients_that_a_training_has_seen(trained: str, root: Path) -> None:
@@ -171,9 +170,10 @@ def test_files_that_lie_elsewhere(trained: str, root: Path, caplog: pytest.LogCa
         assert "trained on 1 of the 1 cases" in text
     write(root.parent / "others", "acy", content="an image of another patient, {}")
     caplog.set_level("INFO")
-    check_fold(trained, cases("acy", root.parent / "others"), root.parent / "others", allow_seen=False)
-    text = "cases have the names of cases that it was trained on, but are not known to be the same: images/a.nii"
-    assert logged(caplog) == [("WARNING", f"1 of 3 {text}")]
+    caveats = check_fold(trained, cases("acy", root.parent / "others"), root.parent / "others", allow_seen=False)
+    text = "cases have the names of cases that it was trained on, but are not known to be the same"
+    assert logged(caplog) == [("WARNING", f"1 of 3 {text}: images/a.nii")]
+    assert caveats == [f"1 of the 3 {text} (images/a.nii)."]
 
 
 def test_large_files_are_told_apart_by_their_ends_and_their_middle(tmp_path: Path, root: Path) -> None:
@@ -220,9 +220,10 @@ def test_record_of_an_earlier_version(tmp_path: Path, root: Path, caplog: pytest
 
 def test_network_without_a_record(tmp_path: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    check_fold(str(tmp_path), cases("ab", root), root, allow_seen=False)
+    (caveat,) = check_fold(str(tmp_path), cases("ab", root), root, allow_seen=False)
     text = "found no record of a training: its cases may be among those to evaluate"
     assert logged(caplog) == [("INFO", text)]
+    assert caveat == f"{tmp_path / 'cases.json'}: {text}."
 
 
 def test_segmentation_of_cases_that_were_trained_on(

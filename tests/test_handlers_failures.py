@@ -68,7 +68,7 @@ def test_full_disk_keeps_the_earlier_files(improves: bool, name: str, tmp_path: 
     where = f" while writing {folder / 'model.pt'}" if improves else ""
     assert shown == (
         f"no space left on the disk{where} ({os.strerror(errno.ENOSPC)}); "
-        f"the last good checkpoint is {checkpoint(folder, 1)}"
+        f"the last good checkpoint is {checkpoint(folder, 1)}; go on from it with --resume_path"
     )
 
 
@@ -88,7 +88,28 @@ def test_write_that_the_system_refuses(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_epoch=1.pt"]
     read_checkpoint(checkpoint(tmp_path, 1))
     assert shown.startswith("no space left on the disk (")
-    assert shown.endswith(f"; the last good checkpoint is {checkpoint(tmp_path, 1)}")
+    assert shown.endswith(f"; the last good checkpoint is {checkpoint(tmp_path, 1)}; go on from it with --resume_path")
+
+
+@pytest.mark.parametrize(
+    ("where", "epoch", "last"),
+    [
+        (Events.ITERATION_STARTED(once=2), 1, 0),
+        (Events.ITERATION_STARTED(once=EPOCH_LENGTH + 1), 2, 1),
+        (Events.EPOCH_COMPLETED(once=2), 2, 2),
+    ],
+)
+def test_ctrl_c_stays_one_and_names_the_checkpoint(where: Any, epoch: int, last: int, tmp_path: Path):
+    def stop(engine: Engine) -> None:
+        raise KeyboardInterrupt
+
+    parts = Parts(tmp_path, 3)
+    at(where, stop, parts)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        parts.run()
+    written = f"the last good checkpoint is {checkpoint(tmp_path, last)}; go on from it with --resume_path"
+    expected = written if last else "no checkpoint was written yet"
+    assert str(caught.value) == f"interrupted in epoch {epoch}; {expected}"
 
 
 class SpoiltLoss(DiceCELoss):
@@ -109,7 +130,7 @@ def test_loss_that_is_not_finite(value: float, name: str, tmp_path: Path):
     shown = message(Parts(tmp_path / "checkpoints", loss=SpoiltLoss(value, 2 * EPOCH_LENGTH + 2)))
     assert shown == (
         f"the loss is {name} at epoch 3, iteration 8: lower learning_rate, or check the data for extreme intensities; "
-        f"the last good checkpoint is {checkpoint(tmp_path / 'checkpoints', 2)}"
+        f"the last good checkpoint is {checkpoint(tmp_path / 'checkpoints', 2)}; go on from it with --resume_path"
     )
     assert numbers(tmp_path / "checkpoints") == [1, 2]
 
@@ -147,7 +168,7 @@ def test_out_of_memory_names_the_sizes(error: BaseException, validating: bool, t
         f"out of memory ({str(error).splitlines()[0]}). "
         "Lower batch_size, then input_D, then input_H, then input_W, by half; "
         "now: batch_size=2, input_D=6, input_H=7, input_W=8; "
-        f"the last good checkpoint is {checkpoint(tmp_path, 1)}"
+        f"the last good checkpoint is {checkpoint(tmp_path, 1)}; go on from it with --resume_path"
     )
 
 

@@ -88,7 +88,8 @@ def read(path: Path) -> Page:
 
 def test_evaluation_page(items: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    page = EvaluationPage(str(tmp_path / "new"), CLASSES, SETTINGS)
+    items[0]["patient"] = items[2]["dicom_patient"] = "somebody"
+    page = EvaluationPage(str(tmp_path / "new"), CLASSES, SETTINGS, caveats=["Seen in training."])
     evaluate(page, items)
     path = tmp_path / "new" / "report" / "index.html"
     assert [file.name for file in path.parent.iterdir()] == ["index.html"]
@@ -109,6 +110,8 @@ def test_evaluation_page(items: list[dict[str, Any]], tmp_path: Path, caplog: py
     texts = [record.getMessage() for record in caplog.records if record.name == "med3d_nets.report_page"]
     assert texts == ["not on the page, as the evaluator does not compute it: Surface Dice", f"written: {path}"]
     assert "Not computed by this evaluation: Surface Dice." in found.text("p")
+    assert found.text("p").startswith("4 cases of 3 patients, ")
+    assert "Seen in training." in found.text("p")
 
 
 def test_evaluator_may_run_again(items: list[dict[str, Any]], tmp_path: Path) -> None:

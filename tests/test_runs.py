@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -30,7 +31,7 @@ from torch import nn
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.networks import SegmentationNet
-from med3d_nets.runs import cached_dataset, check_free, check_model_folder, check_outputs, layer_rates
+from med3d_nets.runs import cached_dataset, check_files, check_free, check_outputs, check_resumed, layer_rates
 from med3d_nets.settings import Settings
 from med3d_nets.transforms import FillEmptyWithNoised, RestoreGridd, not_background
 
@@ -236,42 +237,58 @@ def write_checkpoint(path: Path, leave_out: str = "", iteration: int = 6, **sett
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["model.pt", "checkpoint_epoch=10.pt"])
-def test_earlier_training_is_not_overwritten(name: str, tmp_path: Path):
-    check_model_folder(str(tmp_path), SETTINGS, "", 10, overwrite=False)
-    (tmp_path / name).touch()
-    shown = message(check_model_folder, str(tmp_path), SETTINGS, "", 10, overwrite=False)
-    assert shown.startswith(f"an earlier training wrote {tmp_path / name}; ")
-    assert all(option in shown for option in ("--ckpt_dir", "--resume_path", "--overwrite True"))
-    check_model_folder(str(tmp_path), SETTINGS, "", 10, overwrite=True)
+def files_problem(folder: Path, pretrain_path: str = "", resume_path: str = "") -> str:
+    return message(check_files, str(folder), pretrain_path, "resnet_10", resume_path, overwrite=False)
+
+
+@pytest.mark.parametrize("names", [["model.pt"], ["checkpoint_epoch=10.pt", "checkpoint_epoch=9.pt"]])
+def test_earlier_training_is_not_overwritten(names: list[str], tmp_path: Path):
+    check_files(str(tmp_path), "", "resnet_10", "", overwrite=False)
+    for age, name in enumerate(names):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    shown = files_problem(tmp_path)
+    assert shown.startswith(f"an earlier training wrote {', '.join(str(tmp_path / name) for name in names)}; ")
+    assert "--ckpt_dir" in shown
+    assert "--overwrite True" in shown
+    newest = f"--resume_path '{tmp_path / names[0]}'"
+    assert (newest in shown) is ("--resume_path" in shown) is (names != ["model.pt"])
+    check_files(str(tmp_path), "", "resnet_10", "", overwrite=True)
 
 
 def test_other_files_are_not_in_the_way(tmp_path: Path):
     for name in ("pretrained.pt", "pretrained.json", "notes.txt"):
         (tmp_path / name).touch()
-    check_model_folder(str(tmp_path), SETTINGS, "", 10, overwrite=False)
-    check_model_folder(str(tmp_path / "new"), SETTINGS, "", 10, overwrite=False)
+    check_files(str(tmp_path), str(tmp_path / "pretrained.pt"), "resnet_10", "", overwrite=False)
+    check_files(str(tmp_path / "new"), "", "resnet_10", "", overwrite=False)
     assert not (tmp_path / "new").exists()
+
+
+def test_missing_files_are_told(tmp_path: Path):
+    assert files_problem(tmp_path, "no.pt").startswith("no.pt: no pretrained weights there. Get them with 'med3d get")
+    shown = files_problem(tmp_path, "no.pt", "gone.pt")
+    assert shown == "gone.pt: no such file; expected a checkpoint_epoch=*.pt of an earlier training"
 
 
 def test_resuming_goes_on_in_the_same_folder(tmp_path: Path):
     (tmp_path / "model.pt").touch()
     path = write_checkpoint(tmp_path / "checkpoint_epoch=2.pt")
-    check_model_folder(str(tmp_path), SETTINGS, path, 3, overwrite=False)
+    check_files(str(tmp_path), "no.pt", "resnet_10", path, overwrite=False)
+    check_resumed(SETTINGS, path, 3)
+    check_resumed(SETTINGS, "", 3)
 
 
 @pytest.mark.parametrize("name", ["model", "optimizer", "lr_scheduler", "average", "trainer", "best"])
 def test_resuming_needs_everything(name: str, tmp_path: Path):
     path = write_checkpoint(tmp_path / "a.pt", leave_out=name)
-    shown = message(check_model_folder, str(tmp_path), SETTINGS, path, 3, overwrite=False)
+    shown = message(check_resumed, SETTINGS, path, 3)
     assert shown.startswith(f"{path}: not a resumable checkpoint, it lacks {name}; expected a checkpoint_epoch=*.pt")
 
 
-def test_resuming_from_plain_weights_or_nothing(tmp_path: Path):
+def test_resuming_from_plain_weights(tmp_path: Path):
     path = str(tmp_path / "model.pt")
-    assert message(check_model_folder, str(tmp_path), SETTINGS, path, 3, False) == f"{path}: no such file"
     torch.save({"weight": torch.zeros(1)}, path)
-    shown = message(check_model_folder, str(tmp_path), SETTINGS, path, 3, False)
+    shown = message(check_resumed, SETTINGS, path, 3)
     assert "it lacks model, optimizer, lr_scheduler, average, trainer, best;" in shown
 
 
@@ -288,20 +305,20 @@ def test_resuming_from_plain_weights_or_nothing(tmp_path: Path):
 )
 def test_resuming_with_other_settings(name: str, value: Any, tmp_path: Path):
     path = write_checkpoint(tmp_path / "a.pt", **{name: value})
-    shown = message(check_model_folder, str(tmp_path), SETTINGS, path, 3, False)
+    shown = message(check_resumed, SETTINGS, path, 3)
     assert shown == f"{name} is {getattr(SETTINGS, name)!r}, but {path} says {value!r}"
 
 
 def test_resuming_without_the_pretrained_weights(tmp_path: Path):
     """A resumed run reads none, so that their record is no difference."""
     path = write_checkpoint(tmp_path / "a.pt", pretrained={"file": "pretrained.pt"}, input_size=(16, 20, 24))
-    check_model_folder(str(tmp_path), SETTINGS, path, 3, False)
+    check_resumed(SETTINGS, path, 3)
 
 
 @pytest.mark.parametrize("n_epochs", [1, 2])
 def test_resuming_a_finished_training(n_epochs: int, tmp_path: Path):
     path = write_checkpoint(tmp_path / "a.pt")
-    shown = message(check_model_folder, str(tmp_path), SETTINGS, path, n_epochs, False)
+    shown = message(check_resumed, SETTINGS, path, n_epochs)
     assert (
         shown == f"{path}: the training is complete, with 2 epochs; to go on, raise n_epochs above that, got {n_epochs}"
     )

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from med3d_nets.statistics import bland_altman, bootstrap_interval, case_means, pick_cases, summarise
+from med3d_nets.classification.resampling import average, estimate
+from med3d_nets.errors import Med3dError
+from med3d_nets.statistics import (
+    bland_altman,
+    bootstrap_interval,
+    case_means,
+    group_by_patient,
+    pick_cases,
+    summarise,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -37,6 +46,28 @@ def test_bootstrap_agrees_with_scipy() -> None:
         ours = bootstrap_interval(values, statistic)
         assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.006)
     assert bootstrap_interval(values) == bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+
+
+def test_bootstrap_by_patient_is_that_of_weights() -> None:
+    """The classifiers' bootstrap counts how often each case was drawn, with the same draws of the same seed."""
+    random = np.random.default_rng(3)
+    patients = group_by_patient(60, [f"patient {number}" for number in random.integers(20, size=60)])
+    values = random.normal(0, 1, 20)[patients] + random.normal(0, 0.1, 60)
+    by_case, by_patient = bootstrap_interval(values), bootstrap_interval(values, patients=patients)
+    theirs = estimate(lambda weights: {"mean": average(values)(weights)}, patients)["mean"].interval
+    assert by_patient == pytest.approx(theirs, abs=0.02)
+    assert np.ptp(by_patient) > 1.3 * np.ptp(by_case)
+    assert bootstrap_interval(values, patients=np.arange(60)) == by_case
+    values[patients == 4] = NAN
+    kept = patients != 4
+    assert bootstrap_interval(values, np.median, patients=patients) == bootstrap_interval(
+        values[kept], np.median, patients=patients[kept]
+    )
+    assert summarise(values, patients).mean_interval == bootstrap_interval(values, patients=patients)
+
+
+def test_cases_of_one_patient_have_no_interval() -> None:
+    assert all(map(math.isnan, bootstrap_interval([0.1, 0.2, 0.9, NAN], patients=[0, 0, 0, 1])))
 
 
 @pytest.mark.parametrize("values", [[], [0.5], [NAN, 0.5], [NAN, NAN]])
@@ -121,3 +152,9 @@ def test_case_means() -> None:
 )
 def test_picked_cases(scores: list[float], count: int, expected: list[tuple[str, int]]) -> None:
     assert pick_cases(scores, count) == expected
+
+
+def test_patients_of_each_case() -> None:
+    assert group_by_patient(3).tolist() == [0, 1, 2]
+    with pytest.raises(Med3dError, match="2 patients for 3 cases, expected one each"):
+        group_by_patient(3, ["a", "b"])

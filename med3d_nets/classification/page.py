@@ -84,6 +84,7 @@ def render_classification(
     settings: Settings | Mapping[str, Any],
     pictures: Mapping[str, Slices] | None = None,
     chosen: Sequence[str] = (),
+    caveats: Sequence[str] = (),
 ) -> str:
     """The page's HTML.
 
@@ -94,6 +95,7 @@ def render_classification(
         settings: of the network.
         pictures: of cases, by file; those of the cases that are listed are shown.
         chosen: files of cases to list beside those that are the most wrong.
+        caveats: sentences on the cases that a reader of the scores must know.
     """
     known = [case for case in cases if case.label is not None]
     counts = f"{scores.n} case{'s' * (scores.n > 1)}"
@@ -113,7 +115,7 @@ def render_classification(
         f"{title}: {settings_title(settings)}",
         f"{counts}, {now()}",
         boxes,
-        note(*find_doubts(scores)),
+        note(*caveats, *find_doubts(scores)),
         *parts,
         _case_section("Chosen cases", "", [by_file[file] for file in chosen], *shown),
         _case_section("The cases it got most wrong", f"Ranked {ranked}.", most_wrong(known), *shown),

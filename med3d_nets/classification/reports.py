@@ -213,6 +213,7 @@ class PredictionReport(_Predictions):
         chosen: cases that the page shows whatever their loss, see
             :func:`~med3d_nets.classification.pictures.choose_cases`.
         explain: adds the saliency of a case, which the slices are then chosen and coloured by, or None.
+        caveats: sentences on the cases, such as those of :func:`~med3d_nets.fold_records.check_fold`.
 
     Raises:
         Med3dError: if the task, its names, a threshold or the number of pictures cannot be; and, as the evaluation
@@ -231,6 +232,7 @@ class PredictionReport(_Predictions):
         n_pictures: int = MOST_WRONG,
         chosen: Sequence[str] = (),
         explain: Explain | None = None,
+        caveats: Sequence[str] = (),
     ) -> None:
         super().__init__(class_names, task)
         check_thresholds(thresholds)
@@ -242,6 +244,7 @@ class PredictionReport(_Predictions):
         self.settings = settings
         self.thresholds = list(thresholds)
         self.overwrite = overwrite
+        self.caveats = list(caveats)
         self.pictures = CasePictures(min(n_pictures, MOST_WRONG), chosen, explain)
 
     def attach(self, engine: Engine) -> None:
@@ -279,7 +282,7 @@ class PredictionReport(_Predictions):
         if scores is None:
             return
         if self.page:
-            shown = (self.class_names, self.settings, pictures, self.pictures.chosen)
+            shown = (self.class_names, self.settings, pictures, self.pictures.chosen, self.caveats)
             write_atomically(self.page, render_classification(cases, scores, *shown))
         written = ", ".join(map(str, self._files()))
         table = text_table(["score", "value", "95 % interval"], score_rows(scores))
@@ -296,7 +299,7 @@ class PredictionReport(_Predictions):
         record = {"task": self.task, "class_names": self.class_names, **as_record(scores)}
         if self.task == "classification" and len(self.class_names) == 2:
             record["positive_class"] = self.class_names[1]
-        record |= {"caveats": find_doubts(scores), "versions": versions()}
+        record |= {"caveats": [*self.caveats, *find_doubts(scores)], "versions": versions()}
         write_atomically(self.paths[1], json.dumps(record, indent=1) + "\n")
         return scores
 

@@ -7,16 +7,15 @@ resamples of a thousand cases take a fraction of a second.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from med3d_nets.errors import Med3dError
 from med3d_nets.statistics import LEVEL, RESAMPLES, SEED, Interval
 
-__all__ = ["Estimate", "Statistic", "auc", "average", "estimate", "group_cases", "ratio", "share"]
+__all__ = ["Estimate", "Statistic", "auc", "average", "estimate", "ratio", "share"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -42,27 +41,6 @@ class Estimate:
     skipped: int = 0
 
 
-def group_cases(n: int, patients: Sequence[str] | None = None) -> NDArray[np.intp]:
-    """Number of the patient of each case, from 0.
-
-    Args:
-        n: number of cases.
-        patients: of each case; empty for a patient of its own. None: each case is one.
-
-    Returns:
-        ``(case,)``.
-
-    Raises:
-        Med3dError: if there are more or fewer patients than cases.
-    """
-    if patients is None:
-        return np.arange(n)
-    if len(patients) != n:
-        raise Med3dError(f"{len(patients)} patients for {n} cases, expected one each")
-    known: dict[str | int, int] = {}
-    return np.array([known.setdefault(name or index, len(known)) for index, name in enumerate(patients)], np.intp)
-
-
 def estimate(
     measure: Callable[[Array], Mapping[str, Array]],
     groups: NDArray[np.intp],
@@ -77,7 +55,7 @@ def estimate(
 
     Args:
         measure: statistics by name, of weights.
-        groups: of :func:`group_cases`, ``(case,)``.
+        groups: of :func:`~med3d_nets.statistics.group_by_patient`, ``(case,)``.
         resamples: how often the patients are drawn; 0 for no intervals.
         seed: of the draws.
     """

@@ -17,11 +17,10 @@ from med3d_nets.classification.resampling import (
     auc,
     average,
     estimate,
-    group_cases,
     share,
 )
 from med3d_nets.errors import Med3dError
-from med3d_nets.statistics import RESAMPLES, SEED, Agreement, bland_altman
+from med3d_nets.statistics import RESAMPLES, SEED, Agreement, bland_altman, group_by_patient
 
 __all__ = [
     "ClassScores",
@@ -177,7 +176,7 @@ def score_classes(
     """
     check_thresholds(thresholds)
     values, truth = _checked(probabilities, labels, class_names)
-    groups = group_cases(len(truth), patients)
+    groups = group_by_patient(len(truth), patients)
     predicted = values.argmax(1)
     is_class = truth[:, None] == np.arange(len(class_names))
     shown = [1] if len(class_names) == 2 else list(range(len(class_names)))
@@ -222,7 +221,7 @@ def score_numbers(
     for name, each in (("predictions", values), ("targets", truth)):
         if not np.isfinite(each).all():
             raise Med3dError(f"{name} of cases {_listed(~np.isfinite(each))} are not finite")
-    groups = group_cases(len(truth), patients)
+    groups = group_by_patient(len(truth), patients)
     errors = values - truth
 
     def measure(weights: Array) -> dict[str, Array]:
