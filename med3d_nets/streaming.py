@@ -199,7 +199,7 @@ class PatchInferer(Inferer):
         windows = sorted(dense_patch_slices(size, window, interval), key=lambda where: where[axis].start)
         weight = compute_importance_map(self.patch_size, mode="gaussian", device=volume.device)[inner]
         blend = _Blend(_first(size, axis), weight.movedim(axis, 0))
-        with tqdm(total=len(windows), disable=not self.progress or idist.get_rank() > 0) as bar:
+        with tqdm(total=len(windows), leave=None, disable=not self.progress or idist.get_rank() > 0) as bar:
             for start in range(0, len(windows), self.batch_size):
                 batch = windows[start : start + self.batch_size]
                 patches = torch.stack([F.pad(volume[:, *where], padding) for where in batch])
