@@ -15,6 +15,11 @@ __all__ = ["AverageUpdate", "WeightAverage"]
 MOMENTUM = "average_momentum"
 """Attribute of the trainer's state: weight of the newest weights in the average."""
 
+UPDATES = 50
+"""As many updates, or more, make an average: each costs a CPU a fifteenth of a small network's iteration."""
+MAX_STEP = 5
+"""Iterations from one update to the next, at most."""
+
 
 class WeightAverage:
     """Ignite's ``EMAHandler`` over a share of the training, and over all iterations until there are as many.
@@ -37,19 +42,21 @@ class WeightAverage:
     def __init__(self, network: nn.Module, n_iterations: int, share: float) -> None:
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
             raise Med3dError(f"average_weights is {share!r}, expected a share of the training from 0 (none) to 1")
-        self.momentum = min(0.5, 1 / max(1.0, share * n_iterations))
+        self.step = min(MAX_STEP, max(1, int(share * n_iterations / UPDATES)))
+        self.momentum = min(0.5, self.step / max(1.0, share * n_iterations))
         self.average = EMAHandler(network, self.momentum, handle_buffers="update") if share else None
         self.network: nn.Module = self.average.ema_model if self.average else getattr(network, "module", network)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         if self.average:
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self)  # before the average reads the momentum
-            self.average.attach(engine, MOMENTUM, warn_if_exists=False)
+            updates = Events.ITERATION_COMPLETED(every=self.step)
+            engine.add_event_handler(updates, self)  # before the average reads the momentum
+            self.average.attach(engine, MOMENTUM, warn_if_exists=False, event=updates)
 
     def __call__(self, engine: Engine) -> None:
         """Set the weight with which an iteration's weights are taken into the average."""
-        setattr(engine.state, MOMENTUM, max(self.momentum, 1 / engine.state.iteration))
+        setattr(engine.state, MOMENTUM, max(self.momentum, self.step / engine.state.iteration))
 
     def state_dict(self) -> dict[str, Any]:
         """The average, for a resumed training."""

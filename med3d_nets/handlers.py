@@ -17,6 +17,7 @@ from ignite.utils import manual_seed
 from monai.engines import Evaluator
 from monai.handlers import CheckpointLoader, CheckpointSaver, ValidationHandler, from_engine
 from monai.networks.utils import get_state_dict
+from monai.transforms import RandomizableTransform
 from torch import distributed as dist
 from torch import nn
 
@@ -26,6 +27,7 @@ from med3d_nets.weights import read_checkpoint, write_atomically
 
 __all__ = [
     "BestModelSaver",
+    "CleanEnd",
     "EpochSeed",
     "FailureReport",
     "PeriodicValidation",
@@ -62,6 +64,42 @@ class EpochSeed:
         manual_seed(seed)
         self.dataset.epoch_seed = seed
         self.sampler.set_epoch(engine.state.epoch)
+
+
+class CleanEnd:
+    """Trains the last epochs without augmentation, on volumes as the network will be given them.
+
+    Strong augmentation lets a network generalise, but has it learn volumes that no scanner makes; a short end without
+    it makes up for that. (He et al., Data Augmentation Revisited, arXiv:1909.09148.)
+
+    Args:
+        transforms: those of the training; what has no probability, such as a crop, goes on as before.
+        n_epochs: of the whole training.
+        share: of the epochs; 0: augmentation goes on to the end.
+
+    Raises:
+        Med3dError: if the share is none.
+    """
+
+    def __init__(self, transforms: Sequence[Any], n_epochs: int, share: float) -> None:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise Med3dError(f"clean_end is {share!r}, expected a share of the training from 0 (none) to 1")
+        self.usual = [(each, each.prob) for each in transforms if isinstance(each, RandomizableTransform)]
+        self.n_epochs = n_epochs
+        self.n_clean = round(share * n_epochs)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the probabilities of an epoch, which loader processes take with the transforms."""
+        left = self.n_epochs - engine.state.epoch + 1
+        clean = left <= self.n_clean
+        for transform, usual in self.usual:
+            transform.prob = 0.0 if clean else usual
+        if self.usual and left == self.n_clean:
+            logger.info("no augmentation from here on: epochs left %d", left)
 
 
 class BestModelSaver:

@@ -41,6 +41,16 @@ def test_long_trainings_average_their_end() -> None:
     assert average.network.weight.item() == pytest.approx(7 - 2 * 0.9**50)
 
 
+def test_every_fifth_iteration_of_a_long_training_counts() -> None:
+    network = nn.Linear(1, 1)
+    average = WeightAverage(network, n_iterations=1000, share=0.5)
+    run(network, average, [9.0] * 4 + [2.0] + [9.0] * 4 + [4.0])
+    assert average.network.weight.item() == pytest.approx(3.0)
+    average = WeightAverage(network, n_iterations=1000, share=0.5)
+    run(network, average, [5.0] * 600 + [7.0] * 400)
+    assert average.network.weight.item() == pytest.approx(7 - 2 * 0.99**80)
+
+
 def test_batch_norms_statistics_are_averaged_too() -> None:
     network = nn.BatchNorm1d(1)
     average = WeightAverage(network, n_iterations=2, share=1)

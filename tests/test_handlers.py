@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.transforms import Compose, RandGaussianNoised
+from monai.data import DataLoader
+from monai.transforms import Compose, RandGaussianNoised, RandSpatialCropd
 from small_training import (
     CLASSES,
     EPOCH_LENGTH,
@@ -33,7 +34,7 @@ from torch import Tensor
 from med3d_nets.classification.settings import ClassifierSettings
 from med3d_nets.distributed import shuffled
 from med3d_nets.errors import Med3dError
-from med3d_nets.handlers import BestModelSaver, EpochSeed, ResumableSaver
+from med3d_nets.handlers import BestModelSaver, CleanEnd, EpochSeed, ResumableSaver
 from med3d_nets.runs import cached_dataset
 from med3d_nets.settings import Settings, read_settings
 from med3d_nets.weights import load_strict, read_checkpoint, read_tensors
@@ -73,6 +74,51 @@ def test_epoch_does_not_depend_on_earlier_ones():
 
 def test_large_seeds_are_taken():
     assert len(draw_epochs(2**40, 1)) == 1
+
+
+def augmented_epochs(n_epochs: int, share: float, first: int = 0, num_workers: int = 0) -> list[bool]:
+    """Whether each epoch's volumes were augmented."""
+    noise = RandGaussianNoised("image", prob=1.0)
+    crop = RandSpatialCropd("image", 2, random_size=False)
+    dataset = cached_dataset([{"image": torch.zeros(1, 4, 4, 4)}] * 2, Compose([crop, noise]))
+    found: list[set[bool]] = []
+
+    def step(engine: Engine, batch: Any) -> None:
+        assert batch["image"].shape[1:] == (1, 2, 2, 2)
+        if engine.state.iteration % 2:
+            found.append(set())
+        found[-1].add(bool(batch["image"].any()))
+
+    engine = Engine(step)
+    CleanEnd([crop, noise], n_epochs, share).attach(engine)
+    engine.state.iteration, engine.state.epoch, engine.state.epoch_length = 2 * first, first, 2
+    engine.state.max_epochs = n_epochs
+    engine.run(DataLoader(dataset, num_workers=num_workers), max_epochs=n_epochs)
+    assert all(len(each) == 1 for each in found)
+    return [each.pop() for each in found]
+
+
+@pytest.mark.parametrize(
+    ("n_epochs", "share", "n_clean"), [(4, 0, 0), (4, 0.1, 0), (5, 0.1, 0), (6, 0.1, 1), (4, 0.5, 2), (3, 1, 3)]
+)
+def test_last_epochs_are_not_augmented(n_epochs: int, share: float, n_clean: int, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "med3d_nets.handlers")
+    expected = [True] * (n_epochs - n_clean) + [False] * n_clean
+    assert augmented_epochs(n_epochs, share) == expected
+    told = [f"no augmentation from here on: epochs left {n_clean}"] if n_clean else []
+    assert [record.getMessage() for record in caplog.records if record.name == "med3d_nets.handlers"] == told
+
+
+def test_clean_end_of_a_resumed_training_and_in_loader_processes():
+    assert augmented_epochs(4, 0.5, first=3) == [False]
+    assert augmented_epochs(4, 0.5, first=1) == [True, False, False]
+    assert augmented_epochs(3, 0.3, num_workers=2) == [True, True, False]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, "0.1", None, True])
+def test_share_of_a_clean_end(share: Any):
+    with pytest.raises(Med3dError, match=r"clean_end is .*, expected a share of the training from 0 \(none\) to 1"):
+        CleanEnd([], 4, share)
 
 
 def run_best(best: BestModelSaver, values: Sequence[float], **others: Any) -> list[bool]:
