@@ -169,7 +169,8 @@ def _cards(found: _Evaluation, summaries: Mapping[str, Mapping[str, Summary]]) -
     (first, main), *others = summaries.items()
     boxes = []
     for name, summary in main.items():
-        lines = [f"mean {first}" + (f", 95 % CI {interval(summary.mean_interval)}" if summary.n > 1 else "")]
+        known = not math.isnan(summary.mean_interval[0])  # of one case, or patient, it is not
+        lines = [f"mean {first}" + (f", 95 % CI {interval(summary.mean_interval)}" if known else "")]
         lines += [f"median {metric} {number(rest[name].median, _digits(metric))}" for metric, rest in others]
         boxes.append((name, number(summary.mean), lines))
     return cards(boxes)

@@ -101,6 +101,10 @@ def test_cases_of_a_patient_count_together() -> None:
     assert "fewer than about 20 patients such intervals" in text
     assert "They take cases of one patient for independent." in text
     assert together > 1.7 * alone
+    twice = [Case(str(index), SHAPE, np.eye(4), (1.0,), (1.5,), "one") for index in range(2)]
+    page = render_evaluation(twice, {"Dice": np.array([[0.5], [0.75]])}, ["lung"], SETTINGS)
+    assert "2 cases of 1 patient, " in Page(page).text("p")
+    assert "95 % CI" not in page.split("Scores</h2>")[0]
 
 
 def test_bland_altman_leaves_out_what_is_in_neither() -> None:
