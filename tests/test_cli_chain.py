@@ -27,7 +27,7 @@ def test_the_whole_way(dataset: Path, tmp_path: Path) -> None:
 
     done = as_module(*words, folder=folder)
     assert done.returncode == 1, "nothing is overwritten unasked"
-    assert "exists already" in done.stderr
+    assert "an earlier training wrote" in done.stderr
 
     done = as_module("evaluate", "my data", *places, "--no_cuda", "True", folder=folder)
     assert done.returncode == 0, done.stderr
