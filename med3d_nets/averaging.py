@@ -9,6 +9,7 @@ from ignite.handlers import EMAHandler
 from torch import nn
 
 from med3d_nets.errors import Med3dError
+from med3d_nets.runs import check_share
 
 __all__ = ["AverageUpdate", "WeightAverage"]
 
@@ -40,8 +41,7 @@ class WeightAverage:
     """
 
     def __init__(self, network: nn.Module, n_iterations: int, share: float) -> None:
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise Med3dError(f"average_weights is {share!r}, expected a share of the training from 0 (none) to 1")
+        check_share("average_weights", share)
         self.step = min(MAX_STEP, max(1, int(share * n_iterations / UPDATES)))
         self.momentum = min(0.5, self.step / max(1.0, share * n_iterations))
         self.average = EMAHandler(network, self.momentum, handle_buffers="update") if share else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import distributed as dist
 from torch import nn
 
 from med3d_nets.errors import Med3dError, explain
+from med3d_nets.runs import check_share, resumable_checkpoints
 from med3d_nets.settings import Settings
 from med3d_nets.weights import read_checkpoint, write_atomically
 
@@ -82,8 +82,7 @@ class CleanEnd:
     """
 
     def __init__(self, transforms: Sequence[Any], n_epochs: int, share: float) -> None:
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise Med3dError(f"clean_end is {share!r}, expected a share of the training from 0 (none) to 1")
+        check_share("clean_end", share)
         self.usual = [(each, each.prob) for each in transforms if isinstance(each, RandomizableTransform)]
         self.n_epochs = n_epochs
         self.n_clean = round(share * n_epochs)
@@ -330,7 +329,7 @@ class FailureReport:
         told = isinstance(shown or error, (_TrainingStoppedError, _TrainingInterrupted))
         if told or not (shown or isinstance(error, KeyboardInterrupt)):
             raise shown or error  # Ignite calls twice for an error within an epoch
-        written = sorted(self.ckpt_dir.glob("checkpoint_epoch=*.pt"), key=os.path.getmtime)
+        written = resumable_checkpoints(self.ckpt_dir)
         last = "no checkpoint was written yet"
         if written:
             last = f"the last good checkpoint is {written[-1]}; go on from it with --resume_path"

@@ -23,7 +23,16 @@ from med3d_nets.errors import Med3dError
 from med3d_nets.settings import FOUND_OUT, Settings, check_settings
 from med3d_nets.weights import check_pretrained_file, read_checkpoint
 
-__all__ = ["cached_dataset", "check_files", "check_free", "check_outputs", "check_resumed", "layer_rates"]
+__all__ = [
+    "cached_dataset",
+    "check_files",
+    "check_free",
+    "check_outputs",
+    "check_resumed",
+    "check_share",
+    "layer_rates",
+    "resumable_checkpoints",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +137,21 @@ class _DiskCache(_SeededItems, PersistentDataset):
             return super()._cachecheck(item_transformed)
 
 
+def check_share(name: str, share: Any) -> None:
+    """Refuse what is no share of a training.
+
+    Raises:
+        Med3dError: naming the option.
+    """
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise Med3dError(f"{name} is {share!r}, expected a share of the training from 0 (none) to 1")
+
+
+def resumable_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints in a folder that a training can go on from, the newest last."""
+    return sorted(Path(folder).glob("checkpoint_epoch=*.pt"), key=os.path.getmtime)
+
+
 def check_files(ckpt_dir: str, pretrain_path: str, variant: str, resume_path: str, overwrite: bool) -> None:
     """Look for the files that a training needs, and for those in its way, before it reads the data.
 
@@ -145,9 +169,8 @@ def check_files(ckpt_dir: str, pretrain_path: str, variant: str, resume_path: st
         if not os.path.isfile(resume_path):
             raise Med3dError(f"{resume_path}: no such file; expected a checkpoint_epoch=*.pt of an earlier training")
         return
-    folder = Path(ckpt_dir)
-    checkpoints = sorted(folder.glob("checkpoint_epoch=*.pt"), key=lambda path: path.stat().st_mtime)
-    written = [str(path) for path in (folder / "model.pt", *reversed(checkpoints)) if path.exists()]
+    checkpoints = resumable_checkpoints(ckpt_dir)
+    written = [str(path) for path in (Path(ckpt_dir) / "model.pt", *reversed(checkpoints)) if path.exists()]
     if written and not overwrite:
         resume = f"go on from it with --resume_path '{checkpoints[-1]}', " if checkpoints else ""
         raise Med3dError(

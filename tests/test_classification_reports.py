@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import math
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from pages import Page, decode
 from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 from torch import Tensor, nn
 
-from med3d_nets import distributed
 from med3d_nets.classification import reports
 from med3d_nets.classification.calibration import class_probabilities
 from med3d_nets.classification.reports import PredictionReport, ScoreReport
@@ -338,66 +336,3 @@ def test_second_run_replaces_the_files_of_the_first(tmp_path: Path) -> None:
 def test_wrong_options_of_the_report(options: dict[str, Any], problem: str, tmp_path: Path) -> None:
     with pytest.raises(Med3dError, match=problem):
         PredictionReport(str(tmp_path), TWO, "classification", SETTINGS, **options)
-
-
-class Processes:
-    """Threads that stand for processes: cases are dealt to them in turn."""
-
-    def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, self.place = count, threading.local()
-        self.meeting, self.table = threading.Barrier(count, timeout=60), [[] for _ in range(count)]
-        for module in (distributed, reports):
-            monkeypatch.setattr(module, "gather_shares", self.gather_shares)
-        monkeypatch.setattr(reports.idist, "get_rank", lambda: getattr(self.place, "rank", 0))
-
-    def gather_shares(self, mine: list[Any]) -> list[list[Any]]:
-        self.table[self.place.rank] = list(mine)
-        self.meeting.wait()
-        found = list(self.table)
-        self.meeting.wait()
-        return found
-
-    def run(self, handlers: list[Any], cases: list[dict[str, Any]]) -> None:
-        failed: list[BaseException] = []
-
-        def start(rank: int) -> None:
-            self.place.rank = rank
-            try:
-                evaluate(handlers[rank], cases[rank :: self.count], batch_size=1)
-            except BaseException as error:
-                failed.append(error)
-                self.meeting.abort()
-
-        threads = [threading.Thread(target=start, args=(rank,)) for rank in range(self.count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert failed == []
-
-
-def test_processes_share_the_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, labels = made_up()
-    cases = make_cases(logits, labels.tolist())
-    folders = [tmp_path / name for name in ("one", "two", "other")]
-    options = {
-        "n_pictures": 4,
-        "chosen": ["/data/case <5>.nii.gz"],
-        "explain": lambda case: {"saliency": case["image"]},
-    }
-    alone, *both = (PredictionReport(str(folder), TWO, "classification", SETTINGS, **options) for folder in folders)
-    evaluate(alone, cases)
-    Processes(2, monkeypatch).run(both, cases)
-    assert both[0].paths[0].read_bytes() == alone.paths[0].read_bytes()
-    assert both[0].paths[1].read_bytes() == alone.paths[1].read_bytes()
-    assert Page(both[0].page.read_text()).images == Page(alone.page.read_text()).images
-    assert not folders[2].exists()
-
-
-def test_validation_is_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, labels = made_up()
-    handlers = [ScoreReport(TWO) for _ in range(2)]
-    Processes(2, monkeypatch).run(handlers, make_cases(logits, labels.tolist()))
-    for report in handlers:
-        assert np.array_equal(report.logits, logits)
-        assert report.labels.tolist() == labels.tolist()

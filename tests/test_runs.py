@@ -251,8 +251,8 @@ def test_earlier_training_is_not_overwritten(names: list[str], tmp_path: Path):
     assert shown.startswith(f"an earlier training wrote {', '.join(str(tmp_path / name) for name in names)}; ")
     assert "--ckpt_dir" in shown
     assert "--overwrite True" in shown
-    newest = f"--resume_path '{tmp_path / names[0]}'"
-    assert (newest in shown) is ("--resume_path" in shown) is (names != ["model.pt"])
+    resume = f"go on from it with --resume_path '{tmp_path / names[0]}', "
+    assert shown.count(resume) == shown.count("--resume_path") == (names != ["model.pt"])
     check_files(str(tmp_path), "", "resnet_10", "", overwrite=True)
 
 
