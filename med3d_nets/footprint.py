@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from med3d_nets.checkpointing import checkpoint_activations
@@ -91,6 +93,29 @@ class LiveTensors(TorchDispatchMode):
         self._now -= self._sizes.pop(key)
 
 
+_PRECISION = {torch.conv3d: torch.float16, torch.conv_transpose3d: torch.float16, F.linear: torch.float16}
+_PRECISION |= dict.fromkeys((F.group_norm, torch.softmax, F.softmax, F.log_softmax, F.cross_entropy), torch.float32)
+
+
+class _MixedPrecision(TorchFunctionMode):
+    """Casts what ``torch.autocast``, which does not know meta tensors, would for a GPU in these networks and losses."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operator on floating-point tensors of the precision that it has."""
+        given = (args, kwargs or {})
+        if dtype := _PRECISION.get(func):
+            given = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, given)
+        return func(*given[0], **given[1])
+
+
+def _in_mixed_precision(function: Callable[..., Any], *args: Any) -> Any:
+    # Layer by layer: within backward(), where activation checkpointing computes again, torch turns such modes off.
+    with _MixedPrecision():
+        return function(*args)
+
+
 def iteration_cost(
     variant: str,
     size: tuple[int, int, int],
@@ -109,7 +134,7 @@ def iteration_cost(
             "classification".
         size: depth, height and width of the input.
         batch: volumes in the batch.
-        half: store the network's weights and tensors in 16 bits; the loss stays in 32.
+        half: in mixed precision, as ``torch.autocast`` on a GPU.
         activation_checkpointing: see :func:`~med3d_nets.checkpointing.checkpoint_activations`; what is computed again
             is among the operations.
         adamw: count a fused AdamW's state and an average of the weights, as the ``patch`` recipe has them, and not
@@ -128,16 +153,20 @@ def iteration_cost(
         else:
             network = create_model(variant, n_seg_classes, in_channels, head)
             loss_function, label = DiceCELoss(to_onehot_y=True, softmax=True), torch.empty(batch, 1, *size)
-        network = network.to(torch.float16 if half else torch.float32).train()
+        network = network.train()
         image = torch.empty(batch, in_channels, *size)
+    if half:
+        for module in (*network.modules(), loss_function):
+            if module is loss_function or not list(module.children()):
+                module.forward = functools.partial(_in_mixed_precision, module.forward)
     checkpoint_activations(network, activation_checkpointing)
     step, tensors = _prepare(list(network.parameters()), adamw)
 
     def iterate() -> None:
         # Gradients count throughout, as in DistributedDataParallel's buckets; where they are freed, it is less.
         network.zero_grad(set_to_none=False)
-        prediction = network(image.to(torch.float16) if half else image)  # which the trainer keeps, so it has a name
-        loss_function(prediction.float(), label).backward()
+        prediction = network(image)  # which the trainer keeps, so it has a name
+        loss_function(prediction, label).backward()
         step()
 
     live = LiveTensors()

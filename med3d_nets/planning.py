@@ -40,8 +40,11 @@ __all__ = [
 
 ANISOTROPIC = 3
 """Ratio above which an axis counts as coarse, or a patch as flat, as in nnU-Net (Isensee et al., arXiv:1904.08128)."""
-BATCH_SIZES = {"cpu": (2,), "cuda": (4, 2)}
-"""Tried in this order. In the same time on a CPU, twice the steps teach more than twice the patches do."""
+BATCH_SIZE = 2
+"""The smallest that batch norms learn from. Twice the steps teach more than twice the patches in each."""
+PATCH_SHARE = 0.8
+"""Side of a patch where whole crops fit, as a share of theirs: about half of the voxels. In the same time, twice
+the epochs taught more, see docs/measured.md."""
 CPU_FLOP = 400e9
 """Floating-point operations of an iteration on a CPU: one to five seconds on two cores."""
 GPU_VOXELS = 5_000_000
@@ -68,7 +71,8 @@ class Plan:
     Attributes:
         orientation: what the axes are turned to.
         spacing: mm.
-        patch_size: voxels.
+        patch_size: voxels that training takes from a case at a time.
+        window_size: voxels that the network sees at a time in validation and inference.
         batch_size: patches in an iteration.
         intensity: None to normalise each volume over its own non-zero voxels to mean 0 and standard deviation 1;
             otherwise "lower" and "upper", to clip to, then "mean" and "std", to subtract and to divide by, in HU.
@@ -80,6 +84,7 @@ class Plan:
     orientation: str
     spacing: tuple[float, float, float]
     patch_size: tuple[int, int, int]
+    window_size: tuple[int, int, int]
     batch_size: int
     intensity: Mapping[str, float] | None
     flip_axes: tuple[int, ...]
@@ -103,6 +108,7 @@ def plan_training(
     class_names: Sequence[str] = (),
     activation_checkpointing: bool = False,
     num_workers: int = 0,
+    window_size: Sequence[int] = (),
 ) -> Plan:
     """Measure the training cases and plan how to train on them.
 
@@ -118,15 +124,16 @@ def plan_training(
         flip_axes: RAS axes that may be flipped (0: left-right, 1: posterior-anterior, 2: inferior-superior), or "auto".
         class_names: names of all classes, which may tell sides.
         activation_checkpointing: whether training saves memory in that way.
+        window_size: voxels along the RAS axes, or empty.
 
     Raises:
         Med3dError: see :func:`make_plan` and :func:`~med3d_nets.fingerprint.measure_cases`.
     """
     given = (spacing, patch_size, batch_size, intensity, memory_gb, flip_axes)
-    check_given(*given, in_channels)
+    check_given(*given, in_channels, window_size=window_size)
     training_cost(variant, n_seg_classes, in_channels, head)  # an unknown variant is told before files are read
     fingerprint = measure_cases(cases, n_seg_classes, in_channels, num_workers)
-    plan = make_plan(fingerprint, variant, head, device, *given, class_names, activation_checkpointing)
+    plan = make_plan(fingerprint, variant, head, device, *given, class_names, activation_checkpointing, window_size)
     for text in plan.reasons.values():
         _log.info("plan: %s", text)
     return plan
@@ -145,16 +152,18 @@ def make_plan(
     flip_axes: str | Sequence[int] = "auto",
     class_names: Sequence[str] = (),
     activation_checkpointing: bool = False,
+    window_size: Sequence[int] = (),
 ) -> Plan:
     """Plan by these rules, for what is not given.
 
     - Spacing: the median along each axis. As in nnU-Net, the 10th percentile along an axis whose median is more than
       three times that of both others, where volumes also have less than a third of their voxels along it; but never
       finer than the others' coarsest.
-    - Patch: whole crops where they fit, that is, the median shape at that spacing, from which nnU-Net starts too,
-      rounded up to multiples of 8. Otherwise the axis that is longest in mm is shortened until the batch fits into a
-      share of the memory, and into the operations that a CPU, or the voxels that a GPU, is given.
-    - Batch: 2; on a GPU, which small batches leave idle, 4 where whole crops fit.
+    - Window: whole crops where a batch of them fits, that is, the median shape at that spacing, from which nnU-Net
+      starts too, rounded up to multiples of 8. Otherwise the axis that is longest in mm is shortened until it fits into
+      a share of the memory, and into the operations that a CPU, or the voxels that a GPU, is given.
+    - Patch: four fifths of each side of whole crops, to the nearest multiple of 8; the window where that is less.
+    - Batch: 2.
     - Intensity: CT where most volumes have air, or nearly all have fat, of the HU expected.
     - Flips: axes along which neither images nor classes have a direction that the cases agree on, and whose sides no
       class is named after; none with fewer than ten cases.
@@ -162,23 +171,24 @@ def make_plan(
     Args:
         fingerprint: of the training cases.
         variant, head, device, spacing, patch_size, batch_size, intensity, memory_gb, flip_axes, class_names,
-            activation_checkpointing: as for :func:`plan_training`.
+            activation_checkpointing, window_size: as for :func:`plan_training`.
 
     Raises:
         Med3dError: if a value given makes no sense, or the memory is too small.
     """
-    check_given(spacing, patch_size, batch_size, intensity, memory_gb, flip_axes, fingerprint.in_channels)
+    given = (spacing, patch_size, batch_size, intensity, memory_gb, flip_axes)
+    check_given(*given, fingerprint.in_channels, window_size=window_size)
     reasons = {"orientation": "orientation RAS: axes are turned alike, whatever order files store them in"}
     millimetres, reasons["spacing"] = plan_spacing(fingerprint, spacing)
     channels = fingerprint.in_channels
     cost = training_cost(variant, fingerprint.n_seg_classes, channels, head, activation_checkpointing)
     limit = find_limit(cost, torch.device(device), memory_gb)
-    size, batch, texts = _plan_batch(fingerprint, millimetres, patch_size, batch_size, cost, limit)
+    size, window, texts = _plan_sizes(fingerprint, millimetres, patch_size, window_size, batch_size, cost, limit)
     reasons |= texts
     clip, reasons["intensity"] = plan_intensity(fingerprint, intensity)
     flips, reasons["flip_axes"] = plan_flips(fingerprint, flip_axes, class_names)
     anisotropic, reasons["anisotropic"] = plan_anisotropic(millimetres, size)
-    return Plan("RAS", millimetres, size, batch, clip, flips, anisotropic, reasons)
+    return Plan("RAS", millimetres, size, window, batch_size or BATCH_SIZE, clip, flips, anisotropic, reasons)
 
 
 @dataclass(frozen=True)
@@ -189,19 +199,15 @@ class Limit:
     by: str
     in_memory: int
     memory_gb: float
-    batch_sizes: tuple[int, ...]
 
 
-def find_limit(
-    cost: Cost, device: torch.device, memory_gb: float, batch_sizes: Mapping[str, tuple[int, ...]] = BATCH_SIZES
-) -> Limit:
+def find_limit(cost: Cost, device: torch.device, memory_gb: float) -> Limit:
     """What a batch is limited by, on the device and in GB that are given, or found if that is 0.
 
     Args:
         cost: of an iteration.
         device: that of the training.
         memory_gb: GB of 10^9 bytes, or 0.
-        batch_sizes: to try in this order, for "cpu" and "cuda".
     """
     found = memory_gb or find_memory_gb(device)
     kind = "cuda" if device.type == "cuda" else "cpu"
@@ -213,7 +219,7 @@ def find_limit(
         others, by = int(CPU_FLOP / cost.voxel_flop), "a CPU's time"
     if in_memory <= others:
         by = f"{share:.0%} of {found:.3g} GB of memory"
-    return Limit(min(in_memory, others), by, in_memory, found, batch_sizes[kind])
+    return Limit(min(in_memory, others), by, in_memory, found)
 
 
 def plan_spacing(fingerprint: Fingerprint, given: Sequence[float]) -> tuple[tuple[float, float, float], str]:
@@ -235,22 +241,31 @@ def plan_spacing(fingerprint: Fingerprint, given: Sequence[float]) -> tuple[tupl
     return result, f"spacing {by_axis(result)} mm: {how}"
 
 
-def _plan_batch(
+def _plan_sizes(
     fingerprint: Fingerprint,
     spacing: Sequence[float],
     patch_size: Sequence[int],
+    window_size: Sequence[int],
     batch_size: int,
     cost: Cost,
     limit: Limit,
-) -> tuple[Triple, int, dict[str, str]]:
-    """Patch size, batch size, and their reasons."""
+) -> tuple[Triple, Triple, dict[str, str]]:
+    """Patch and window, and the reasons for these and for the batch."""
     shapes = fingerprint.shapes_at(spacing, content=True)
-    median = np.median(shapes, axis=0)
-    whole = _whole(shapes)
-    wanted = three(int(value) for value in patch_size) if patch_size else whole
-    candidates = (batch_size,) if batch_size else limit.batch_sizes
-    batch = next((number for number in candidates if number * math.prod(wanted) <= limit.n_voxels), candidates[-1])
-    size = wanted if patch_size else shrink(wanted, spacing, limit.n_voxels // batch)
+    compared = f"compare the cases' median of {by_axis(np.median(shapes, axis=0))} voxels at that spacing"
+    batch, whole = batch_size or BATCH_SIZE, _whole(shapes)
+    limited = f"limited by {limit.by}, the longest axis in mm shortened first"
+    window = shrink(whole, spacing, limit.n_voxels // batch)
+    why_window = f"{limited if window != whole else 'whole crops fit'}; {compared}"
+    size, why = window, "as the window" if window == whole else limited
+    if patch_size:
+        size, why = three(int(value) for value in patch_size), f"as given; {compared}"
+        window, why_window = size, "as the patch"
+    elif window == whole and (smaller := _part(whole)) != whole:
+        size, why = smaller, f"four fifths of whole crops' sides, {math.prod(smaller) / math.prod(whole):.0%} of the "
+        why += "voxels, so that an epoch takes less time and a training has more of them"
+    if window_size:
+        window, why_window = three(int(value) for value in window_size), f"as given; {compared}"
     n_voxels = batch * math.prod(size)
     needed = f"{cost.n_bytes(n_voxels) / 1e9:.2g} GB of {limit.memory_gb:.3g} GB"
     if n_voxels > limit.in_memory:
@@ -260,23 +275,23 @@ def _plan_batch(
         if not patch_size:
             raise Med3dError(text)
         _log.warning("%s", text)  # the count knows nothing of what may save memory
-    shape = f"the cases' median of {by_axis(median)} voxels at that spacing"
-    if patch_size:
-        text = f"as given; compare {shape}"
-    elif size == whole:
-        text = f"whole crops fit; compare {shape}"
-    else:
-        text = f"limited by {limit.by}, the longest axis in mm shortened first; compare {shape}"
-    reasons = {"patch_size": f"patch_size {by_axis(size)} voxels: {text}"}
-    why = "whole crops are small" if batch > 2 else "the smallest that batch norms learn from"
-    why = "as given" if batch_size else why
-    reasons["batch_size"] = f"batch_size {batch}: {why}; training takes about {needed}"
-    return size, batch, reasons
+    why_batch = "as given" if batch_size else "the smallest that batch norms learn from"
+    reasons = {
+        "window_size": f"window_size {by_axis(window)} voxels: {why_window}",
+        "patch_size": f"patch_size {by_axis(size)} voxels: {why}",
+        "batch_size": f"batch_size {batch}: {why_batch}; training takes about {needed}",
+    }
+    return size, window, reasons
 
 
 def _whole(shapes: NDArray[np.int64]) -> Triple:
     """The patch that holds a volume of the median shape."""
     return three(STRIDE * math.ceil(value / STRIDE) for value in np.median(shapes, axis=0))
+
+
+def _part(whole: Triple) -> Triple:
+    """The patch where whole crops fit, by :data:`PATCH_SHARE`."""
+    return three(max(STRIDE, STRIDE * round(PATCH_SHARE * side / STRIDE)) for side in whole)
 
 
 def shrink(wanted: Triple, spacing: Sequence[float], n_voxels: int) -> Triple:

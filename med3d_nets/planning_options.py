@@ -23,6 +23,7 @@ def check_given(
     flip_axes: str | Sequence[int] = "auto",
     in_channels: int = 1,
     size_name: str = "patch_size",
+    window_size: Sequence[int] = (),
 ) -> None:
     """Check what a user gave instead of the planner's choice, before files are read.
 
@@ -30,6 +31,7 @@ def check_given(
         spacing, patch_size, batch_size, intensity, memory_gb, flip_axes, in_channels: as for
             :func:`~med3d_nets.planning.plan_training`.
         size_name: the option that ``patch_size`` was given as.
+        window_size: as for :func:`~med3d_nets.planning.plan_training`.
 
     Raises:
         Med3dError: naming every value that is none of those that :func:`~med3d_nets.planning.plan_training` takes.
@@ -37,8 +39,9 @@ def check_given(
     problems = []
     if not _numbers(spacing, (0, 3)) or any(value <= 0 for value in spacing):
         problems.append(f"spacing is {spacing!r}, expected three lengths in mm (right, anterior, superior), or []")
-    if not _numbers(patch_size, (0, 3), int) or any(value < STRIDE for value in patch_size):
-        problems.append(f"{size_name} is {patch_size!r}, expected three whole numbers from {STRIDE}, or []")
+    for name, size in ((size_name, patch_size), ("window_size", window_size)):
+        if not _numbers(size, (0, 3), int) or any(value < STRIDE for value in size):
+            problems.append(f"{name} is {size!r}, expected three whole numbers from {STRIDE}, or []")
     if not _numbers([batch_size], (1,), int) or batch_size < 0:
         problems.append(f"batch_size is {batch_size!r}, expected a whole number from 1, or 0 for the planner's choice")
     if not _numbers([memory_gb], (1,)) or memory_gb < 0:

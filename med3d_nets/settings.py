@@ -49,7 +49,7 @@ class Settings:
         in_channels: channels of the input volume.
         class_names: names of the classes, background first.
         input_size: depth, height and width of what the network sees, in voxels: what volumes are resized to, or the
-            patch.
+            ``patch`` recipe's window.
         fill_empty_with_noise: whether empty voxels were filled with noise.
         pretrained: file, digest and tensors of the pretrained weights, or None if trained from scratch.
         spacing: of the ``patch`` recipe, in mm along the axes of RAS orientation.

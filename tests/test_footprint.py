@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from conftest import load_tool
+from torch import nn
 
 from med3d_nets import footprint
 from med3d_nets.errors import Med3dError
@@ -48,6 +52,39 @@ def test_adamw_has_a_second_state_and_the_average_is_a_copy() -> None:
         weights = sum(parameter.nbytes for parameter in create_model("resnet_10", head="unet").parameters())
     sgd, adamw = (iteration_cost("resnet_10", (64, 64, 64), 2, head="unet", adamw=value)[0] for value in (False, True))
     assert adamw - sgd == 2 * weights
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_mixed_precision_is_that_of_autocast(checkpointed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions in 16 bits, also where they are computed again; group norms and the loss in 32."""
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def watched(*args: Any, **kwargs: Any) -> nn.Module:
+        network = create_model(*args, **kwargs)
+        for module in network.modules():
+            module.register_forward_hook(
+                lambda module, _, result: (
+                    seen.setdefault(type(module).__name__, set()).add(result.dtype)
+                    if isinstance(result, torch.Tensor)
+                    else None
+                )
+            )
+        return network
+
+    monkeypatch.setattr(footprint, "create_model", watched)
+    iteration_cost("resnet_10", (48, 64, 64), 2, half=True, head="unet", activation_checkpointing=checkpointed)
+    kinds = {"Conv3d": torch.float16, "DilatedConv3d": torch.float16, "BatchNorm3d": torch.float16}
+    kinds |= {"GroupNorm": torch.float32, "SegmentationNet": torch.float16}
+    assert {name: seen[name] for name in kinds} == {name: {dtype} for name, dtype in kinds.items()}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("half", [False, True])
+def test_a_gpu_takes_what_is_counted(half: bool) -> None:
+    tool = load_tool("memory")
+    size = (32, 160, 160)
+    counted = iteration_cost("resnet_18", size, 1, half=half)[0]
+    assert tool.measure("resnet_18", size, 2, half, torch.device("cuda")) == pytest.approx(counted, rel=0.25)
 
 
 def test_unknown_names_are_told() -> None:

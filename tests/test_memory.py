@@ -8,6 +8,7 @@ import sys
 from types import ModuleType
 
 import pytest
+import torch
 from conftest import ROOT, load_tool
 
 from med3d_nets.errors import Med3dError
@@ -133,3 +134,13 @@ def test_a_real_iteration_needs_about_what_is_counted(tool: ModuleType) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     measured = int(done.stdout)
     assert 0.95 < measured / counted < 1.25, f"measured {measured / 1e6:.0f} MB, counted {counted / 1e6:.0f} MB"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_measuring_needs_a_gpu(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["memory.py", "resnet_10", "--measure"])
+    with pytest.raises(SystemExit, match="1"):
+        tool.main()
+    assert capsys.readouterr() == ("", "error: --measure needs a GPU, and torch finds none\n")

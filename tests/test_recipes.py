@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -16,13 +17,11 @@ from monai.inferers import SimpleInferer
 from test_every_bundle import workflow
 
 from med3d_nets.errors import Med3dError
-from med3d_nets.planning import Plan
 from med3d_nets.recipes import FlipInferer, make_inferer, rotate_range
 from med3d_nets.settings import Settings, read_settings
 from med3d_nets.streaming import PatchInferer
 
 PATCH = Settings("resnet_10", "unet", "patch", 1, ["background", "one"], [16, 16, 8], spacing=[1, 1, 3])
-PLAN = Plan("RAS", (1.0, 1.0, 3.0), (64, 64, 16), 2, None, (), True, {})
 
 
 def test_each_recipe_has_its_inferer() -> None:
@@ -61,6 +60,33 @@ def test_a_flat_patch_is_turned_within_its_plane() -> None:
     assert rotate_range(True, (64, 64, 16), 0.3) == [0, 0, 0.3]
     assert rotate_range(True, (16, 64, 64), 0.3) == [0.3, 0, 0]
     assert rotate_range(False, (64, 64, 16), 0.3) == [0.3, 0.3, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("n_seg_classes", "options", "soft"), [(3, {}, True), (6, {}, False), (3, {"soft_labels": False}, False)]
+)
+def test_turned_labels_are_shares_of_each_class(
+    n_seg_classes: int, options: dict[str, Any], soft: bool, dataset: Path, tmp_path: Path
+) -> None:
+    """What is turned in from outside belongs to no class. Many classes are kept as numbers, which is faster."""
+    given = {"data_root": str(dataset), "n_seg_classes": n_seg_classes, "pretrain_path": "", "patch_size": [16, 16, 16]}
+    places = {"ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), "manual_seed": 3, **options}
+    training = workflow(BUNDLE, "train", "train", "patch", **given, **places)
+    data = training.parser.get_parsed_content("train::dataset")
+    loss = training.parser.get_parsed_content("loss")
+    patches = [data[index][0] for index in range(len(data))]
+    labels = torch.stack([patch["label"] for patch in patches])
+    assert patches[0]["image"].shape == (1, 16, 16, 16)
+    assert torch.isfinite(loss(torch.randn(len(data), n_seg_classes, 16, 16, 16), labels))
+    if not soft:
+        assert labels.shape[1] == 1
+        assert set(labels.unique().tolist()) <= {0, 1, 2}
+        return
+    assert labels.shape[1] == n_seg_classes
+    total = labels.sum(dim=1)
+    assert 0 <= total.min() < 0.01
+    assert total.max() == pytest.approx(1, abs=1e-4)
+    assert ((labels > 0.1) & (labels < 0.9)).any()
 
 
 def test_patches_from_training_to_the_label_map(dataset: Path, tmp_path: Path) -> None:

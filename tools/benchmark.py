@@ -14,6 +14,7 @@ machine has is not run.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import multiprocessing
 import platform
@@ -128,6 +129,7 @@ def patch_iteration(
     amp = device.type == "cuda"
     network = create_model(variant, n_seg_classes, head="unet").to(device)
     checkpoint_activations(network, checkpointed).train()
+    average = copy.deepcopy(network)  # of the weights, as the recipe keeps one: it is in memory
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
@@ -146,6 +148,7 @@ def patch_iteration(
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated(device) if amp else _most_resident()
+    del average
     return float(np.median(times[1:])), peak / 1e9
 
 
@@ -222,7 +225,8 @@ def print_whole_recipe(given: argparse.Namespace, device: torch.device) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        data: dict[str, object] = {"data_root": given.data_root, "img_list": given.img_list, "val_list": given.val_list}
+        data_root = given.data_root and Path(given.data_root).resolve()  # training runs in the bundle's folder
+        data: dict[str, object] = {"data_root": data_root, "img_list": given.img_list, "val_list": given.val_list}
         if not given.data_root:
             synthetic(folder, size, given.n_volumes)
             data["data_root"] = folder

@@ -2,11 +2,13 @@
 
     python tools/memory.py
     python tools/memory.py resnet_10 --input_D 96 --input_H 96 --input_W 96 --n_seg_classes 3
+    python tools/memory.py --measure
 
 One training iteration runs on torch's ``meta`` device, where tensors have sizes and no content, and every tensor that
 is alive is counted: weights, gradients, momentum, what the forward pass keeps for the backward pass, and what comes and
 goes. Not counted are the libraries' work space, the allocator's gaps and the GPU's own context; the batch sizes leave a
 fifth of the GPU for them. torch has such a count in ``torch.distributed._tools`` alone, which is not public.
+``--measure`` runs an iteration of each variant on the GPU and puts the most that torch had allocated beside the count.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from monai.losses import DiceCELoss
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the tool runs from a checkout that is not installed
@@ -103,6 +106,47 @@ def table(names: Sequence[str], size: tuple[int, int, int], n_seg_classes: int) 
     return "\n".join(lines)
 
 
+def measure(variant: str, size: tuple[int, int, int], n_seg_classes: int, half: bool, device: torch.device) -> int:
+    """Bytes that torch had allocated at most in two training iterations on one volume, as ``train.json`` makes them.
+
+    Args:
+        variant: the variant's name.
+        size: depth, height and width of the input.
+        n_seg_classes: number of classes, background included.
+        half: in mixed precision.
+        device: a GPU.
+    """
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    network = create_model(variant, n_seg_classes).to(device).train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-3)
+    loss_function, scaler = DiceCELoss(to_onehot_y=True, softmax=True), torch.amp.GradScaler(enabled=half)
+    image = torch.randn(1, 1, *size, device=device)
+    label = torch.zeros(1, 1, *size, device=device)
+    for _ in range(2):  # the second has momentum
+        optimiser.zero_grad()
+        with torch.autocast(device.type, enabled=half):
+            prediction = network(image)
+            loss = loss_function(prediction, label)
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+    return torch.cuda.max_memory_allocated(device)
+
+
+def measured_table(names: Sequence[str], size: tuple[int, int, int], n_seg_classes: int) -> str:
+    """Counts and measurements of one volume, in Markdown."""
+    device = torch.device("cuda")
+    columns = ("variant", "float32, counted", "measured", "mixed precision, counted", "measured")
+    lines = [torch.cuda.get_device_name(device), "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for name in names:
+        memory, parts = count(name, size, n_seg_classes), []
+        for half, volume_mb in ((False, memory.volume_mb), (True, memory.mixed_mb)):
+            parts += [memory.fixed_mb + volume_mb, round(measure(name, size, n_seg_classes, half, device) / 1e6)]
+        lines.append(f"| `{name}` | " + " | ".join(f"{value:,} MB" for value in parts) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Count and print; exit with 1 for an error that the user can mend."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -110,13 +154,17 @@ def main() -> None:
     for axis, length in zip("DHW", DEFAULT_SIZE, strict=True):
         parser.add_argument(f"--input_{axis}", type=int, default=length)
     parser.add_argument("--n_seg_classes", type=int, default=2)
+    parser.add_argument("--measure", action="store_true", help="compare with what a GPU takes, for one volume")
     given = parser.parse_args()
     size = (given.input_D, given.input_H, given.input_W)
     with exit_with_message():
         if min(size) < 1:
             raise Med3dError(f"--input_D, --input_H and --input_W are numbers of voxels from 1, got {size}")
+        if given.measure and not torch.cuda.is_available():
+            raise Med3dError("--measure needs a GPU, and torch finds none")
         print(f"{size[0]} x {size[1]} x {size[2]} voxels, {given.n_seg_classes} classes, float32 unless stated\n")
-        print(table(given.variants or variants.list_variants(), size, given.n_seg_classes))
+        show = measured_table if given.measure else table
+        print(show(given.variants or variants.list_variants(), size, given.n_seg_classes))
 
 
 if __name__ == "__main__":

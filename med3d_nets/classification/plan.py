@@ -206,15 +206,17 @@ def plan_regions(
     reasons: dict[str, str] = {}
     millimetres, reasons["spacing"] = _plan_spacing(fingerprint, spacing, input_size)
     cost = training_cost(variant, 2, fingerprint.in_channels, "classification", activation_checkpointing)
-    limit = find_limit(cost, torch.device(device), memory_gb, BATCH_SIZES)
+    limit = find_limit(cost, torch.device(device), memory_gb)
+    batch_sizes = BATCH_SIZES["cuda" if torch.device(device).type == "cuda" else "cpu"]
+    n_voxels = limit.n_voxels // batch_sizes[-1]
     if not spacing and not input_size:
-        coarser = _coarsen(fingerprint, millimetres, keep_size, limit.n_voxels // limit.batch_sizes[-1])
+        coarser = _coarsen(fingerprint, millimetres, keep_size, n_voxels)
         if coarser != millimetres:
             why = reasons["spacing"].split(": ", 1)[1]
             text = f"{why}; then coarser, so that whole volumes fit, limited by {limit.by}"
             millimetres, reasons["spacing"] = coarser, f"spacing {by_axis(coarser)} mm: {text}"
-    size, reasons["input_size"] = _plan_size(fingerprint, millimetres, input_size, keep_size, limit)
-    batch, reasons["batch_size"] = _plan_batch(size, batch_size, cost, limit)
+    size, reasons["input_size"] = _plan_size(fingerprint, millimetres, input_size, keep_size, n_voxels, limit.by)
+    batch, reasons["batch_size"] = _plan_batch(size, batch_size, batch_sizes, cost, limit)
     clip, reasons["intensity"] = _plan_intensity(fingerprint, intensity)
     flips, reasons["flip_axes"] = plan_flips(fingerprint, flip_axes, class_names)
     anisotropic, reasons["anisotropic"] = plan_anisotropic(millimetres, size)
@@ -251,17 +253,22 @@ def _wanted(fingerprint: Fingerprint, spacing: Millimetres, keep_size: bool) -> 
 
 
 def _plan_size(
-    fingerprint: Fingerprint, spacing: Millimetres, given: Sequence[int], keep_size: bool, limit: Limit
+    fingerprint: Fingerprint,
+    spacing: Millimetres,
+    given: Sequence[int],
+    keep_size: bool,
+    n_voxels: int,
+    limited_by: str,
 ) -> tuple[Triple, str]:
     shapes = fingerprint.shapes_at(spacing)
     compared = f"compare the cases' median of {by_axis(np.median(shapes, axis=0))} voxels at that spacing"
     wanted = _wanted(fingerprint, spacing, keep_size)
-    size = shrink(wanted, spacing, limit.n_voxels // limit.batch_sizes[-1])
+    size = shrink(wanted, spacing, n_voxels)
     why = f"{COVERED} % of the cases' extents fit in" if keep_size else "all volumes are resized to it"
     if given:
         size, why = three(int(value) for value in given), "as given"
     elif size != wanted:
-        why = f"limited by {limit.by}, the longest axis in mm shortened first"
+        why = f"limited by {limited_by}, the longest axis in mm shortened first"
     cut = int(np.count_nonzero((shapes > np.array(size)).any(axis=1))) if keep_size else 0
     if cut:
         compared += f"; of {cut} of {len(shapes)} cases the outer parts are cropped"
@@ -270,9 +277,9 @@ def _plan_size(
     return size, f"input_size {by_axis(size)} voxels: {why}; {compared}"
 
 
-def _plan_batch(size: Triple, given: int, cost: Cost, limit: Limit) -> tuple[int, str]:
+def _plan_batch(size: Triple, given: int, batch_sizes: Sequence[int], cost: Cost, limit: Limit) -> tuple[int, str]:
     n_voxels = math.prod(size)
-    batch = given or next((n for n in limit.batch_sizes if n * n_voxels <= limit.n_voxels), limit.batch_sizes[-1])
+    batch = given or next((n for n in batch_sizes if n * n_voxels <= limit.n_voxels), batch_sizes[-1])
     needed = f"training takes about {cost.n_bytes(batch * n_voxels) / 1e9:.2g} GB of {limit.memory_gb:.3g} GB"
     if batch * n_voxels > limit.in_memory:
         text = (
@@ -282,7 +289,7 @@ def _plan_batch(size: Triple, given: int, cost: Cost, limit: Limit) -> tuple[int
         if not given:
             raise Med3dError(text)
         _log.warning("%s", text)
-    why = "as given" if given else "as many as fit" if batch < limit.batch_sizes[0] else f"at most {batch}"
+    why = "as given" if given else "as many as fit" if batch < batch_sizes[0] else f"at most {batch}"
     return batch, f"batch_size {batch}: {why}; {needed}"
 
 

@@ -34,6 +34,7 @@ __all__ = ["plan"]
 OVERRIDES = {
     "spacing": 'three lengths in mm along the RAS axes, such as --spacing "[1,1,2.5]"',
     "patch_size": 'three numbers of voxels along the RAS axes, such as --patch_size "[64,64,32]"',
+    "window_size": 'three numbers of voxels, such as --window_size "[96,96,64]"; the patch, where that alone is given',
     "batch_size": "a number, such as --batch_size 2",
     "intensity": '--intensity mr, --intensity ct, or the HU to clip to, such as --intensity "[-1000,400]"',
     "flip_axes": 'axes, such as --flip_axes "[0]" for left-right alone, or "[]" for none',
@@ -55,6 +56,7 @@ def plan(
     memory_gb: float = 0,
     spacing: Sequence[float] = (),
     patch_size: Sequence[int] = (),
+    window_size: Sequence[int] = (),
     batch_size: int = 0,
     intensity: str | Sequence[float] = "auto",
     flip_axes: str | Sequence[int] = "auto",
@@ -84,7 +86,8 @@ def plan(
         gpu_id: which GPU.
         memory_gb: memory to plan for, GB of 10^9 bytes; 0: what is found.
         spacing: mm along the RAS axes, instead of the planner's.
-        patch_size: voxels along the RAS axes, instead of the planner's.
+        patch_size: voxels along the RAS axes of a patch in training, instead of the planner's.
+        window_size: voxels along the RAS axes of a window in inference, instead of the planner's.
         batch_size: patches in an iteration, instead of the planner's.
         intensity: "auto", "ct", "mr" or the HU to clip to.
         flip_axes: "auto", or those that may be flipped.
@@ -101,7 +104,7 @@ def plan(
         img_list = str(find_list(data_root))
         data_root = str(data_folder(data_root))
     given = (spacing, patch_size, batch_size, intensity, memory_gb, flip_axes)
-    check_given(*given, in_channels)
+    check_given(*given, in_channels, window_size=window_size)
     target = _target(out, overwrite)
     device = select_device(no_cuda, gpu_id)
     training_cost(variant, n_seg_classes or 2, in_channels, head)  # unknown names are told before files are read
@@ -110,7 +113,8 @@ def plan(
     classes = n_seg_classes or count_classes(cases, num_workers)
     names = name_classes(class_names or known_classes(img_list, data_root, classes), classes, data_root)
     fingerprint = measure_cases(cases, classes, in_channels, num_workers)
-    proposed = make_plan(fingerprint, variant, head, device, *given, names, activation_checkpointing)
+    options = (*given, names, activation_checkpointing, window_size)
+    proposed = make_plan(fingerprint, variant, head, device, *options)
     print("\n".join(describe_cases(fingerprint, names)))
     print("\n".join(["", *describe_plan(proposed)]), flush=True)
     seconds = None
