@@ -156,9 +156,9 @@ def iteration_cost(
         network = network.train()
         image = torch.empty(batch, in_channels, *size)
     if half:
-        for module in (*network.modules(), loss_function):
-            if module is loss_function or not list(module.children()):
-                module.forward = functools.partial(_in_mixed_precision, module.forward)
+        layers = (module for module in network.modules() if not list(module.children()))
+        for module in (*layers, loss_function):
+            module.forward = functools.partial(_in_mixed_precision, module.forward)
     checkpoint_activations(network, activation_checkpointing)
     step, tensors = _prepare(list(network.parameters()), adamw)
 
