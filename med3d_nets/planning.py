@@ -42,9 +42,6 @@ ANISOTROPIC = 3
 """Ratio above which an axis counts as coarse, or a patch as flat, as in nnU-Net (Isensee et al., arXiv:1904.08128)."""
 BATCH_SIZE = 2
 """The smallest that batch norms learn from. Twice the steps teach more than twice the patches in each."""
-PATCH_SHARE = 0.8
-"""Side of a patch where whole crops fit, as a share of theirs: about half of the voxels. In the same time, twice
-the epochs taught more, see docs/measured.md."""
 CPU_FLOP = 400e9
 """Floating-point operations of an iteration on a CPU: one to five seconds on two cores."""
 GPU_VOXELS = 5_000_000
@@ -124,7 +121,8 @@ def plan_training(
         flip_axes: RAS axes that may be flipped (0: left-right, 1: posterior-anterior, 2: inferior-superior), or "auto".
         class_names: names of all classes, which may tell sides.
         activation_checkpointing: whether training saves memory in that way.
-        window_size: voxels along the RAS axes, or empty.
+        window_size: voxels along the RAS axes that the network sees at a time in validation and inference; empty: as
+            the patch.
 
     Raises:
         Med3dError: see :func:`make_plan` and :func:`~med3d_nets.fingerprint.measure_cases`.
@@ -159,10 +157,10 @@ def make_plan(
     - Spacing: the median along each axis. As in nnU-Net, the 10th percentile along an axis whose median is more than
       three times that of both others, where volumes also have less than a third of their voxels along it; but never
       finer than the others' coarsest.
-    - Window: whole crops where a batch of them fits, that is, the median shape at that spacing, from which nnU-Net
-      starts too, rounded up to multiples of 8. Otherwise the axis that is longest in mm is shortened until it fits into
-      a share of the memory, and into the operations that a CPU, or the voxels that a GPU, is given.
-    - Patch: four fifths of each side of whole crops, to the nearest multiple of 8; the window where that is less.
+    - Patch: whole crops where they fit, that is, the median shape at that spacing, from which nnU-Net starts too,
+      rounded up to multiples of 8. Otherwise the axis that is longest in mm is shortened until the batch fits into a
+      share of the memory, and into the operations that a CPU, or the voxels that a GPU, is given.
+    - Window: as the patch.
     - Batch: 2.
     - Intensity: CT where most volumes have air, or nearly all have fat, of the HU expected.
     - Flips: axes along which neither images nor classes have a direction that the cases agree on, and whose sides no
@@ -255,17 +253,13 @@ def _plan_sizes(
     compared = f"compare the cases' median of {by_axis(np.median(shapes, axis=0))} voxels at that spacing"
     batch, whole = batch_size or BATCH_SIZE, _whole(shapes)
     limited = f"limited by {limit.by}, the longest axis in mm shortened first"
-    window = shrink(whole, spacing, limit.n_voxels // batch)
-    why_window = f"{limited if window != whole else 'whole crops fit'}; {compared}"
-    size, why = window, "as the window" if window == whole else limited
+    size = shrink(whole, spacing, limit.n_voxels // batch)
+    why = limited if size != whole else "whole crops fit"
     if patch_size:
-        size, why = three(int(value) for value in patch_size), f"as given; {compared}"
-        window, why_window = size, "as the patch"
-    elif window == whole and (smaller := _part(whole)) != whole:
-        size, why = smaller, f"four fifths of whole crops' sides, {math.prod(smaller) / math.prod(whole):.0%} of the "
-        why += "voxels, so that an epoch takes less time and a training has more of them"
+        size, why = three(int(value) for value in patch_size), "as given"
+    window, why_window = size, "as the patch"
     if window_size:
-        window, why_window = three(int(value) for value in window_size), f"as given; {compared}"
+        window, why_window = three(int(value) for value in window_size), "as given"
     n_voxels = batch * math.prod(size)
     needed = f"{cost.n_bytes(n_voxels) / 1e9:.2g} GB of {limit.memory_gb:.3g} GB"
     if n_voxels > limit.in_memory:
@@ -277,8 +271,8 @@ def _plan_sizes(
         _log.warning("%s", text)  # the count knows nothing of what may save memory
     why_batch = "as given" if batch_size else "the smallest that batch norms learn from"
     reasons = {
+        "patch_size": f"patch_size {by_axis(size)} voxels: {why}; {compared}",
         "window_size": f"window_size {by_axis(window)} voxels: {why_window}",
-        "patch_size": f"patch_size {by_axis(size)} voxels: {why}",
         "batch_size": f"batch_size {batch}: {why_batch}; training takes about {needed}",
     }
     return size, window, reasons
@@ -287,11 +281,6 @@ def _plan_sizes(
 def _whole(shapes: NDArray[np.int64]) -> Triple:
     """The patch that holds a volume of the median shape."""
     return three(STRIDE * math.ceil(value / STRIDE) for value in np.median(shapes, axis=0))
-
-
-def _part(whole: Triple) -> Triple:
-    """The patch where whole crops fit, by :data:`PATCH_SHARE`."""
-    return three(max(STRIDE, STRIDE * round(PATCH_SHARE * side / STRIDE)) for side in whole)
 
 
 def shrink(wanted: Triple, spacing: Sequence[float], n_voxels: int) -> Triple:

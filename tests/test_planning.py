@@ -41,34 +41,31 @@ def plan(*cases: CaseFingerprint, in_channels: int = 1, **options: Any) -> Plan:
     return make_plan(Fingerprint(cases or (made(),), in_channels), **{"memory_gb": GB, **options})
 
 
-def test_small_crops_are_seen_whole_and_learnt_in_parts() -> None:
+def test_small_crops_are_taken_whole() -> None:
     shapes = [(31, 40, 26), (33, 45, 30), *[(35, 50, 36)] * 6, (38, 53, 42), (43, 58, 47)]
     found = plan(*map(made, shapes))
     assert found.orientation == "RAS"
     assert found.spacing == (1, 1, 1)
-    assert found.window_size == (40, 56, 40)
-    assert found.patch_size == (32, 48, 32)
+    assert found.patch_size == found.window_size == (40, 56, 40)
     assert found.batch_size == 2
     on_a_gpu = plan(*map(made, shapes), device="cuda")
     assert replace(on_a_gpu, reasons={}) == replace(found, reasons={})
     assert found.intensity is None
     assert not found.anisotropic
-    assert "whole crops fit; compare the cases' median of 35 x 50 x 36" in found.reasons["window_size"]
-    assert "four fifths of whole crops' sides, 55% of the voxels" in found.reasons["patch_size"]
+    assert "whole crops fit; compare the cases' median of 35 x 50 x 36" in found.reasons["patch_size"]
 
 
 def test_flat_structures_of_few_slices() -> None:
     slices = [(2, 2.5), (4, 2.5), (6, 1.25), (6, 1.25), (7, 1.25), (8, 1.25), (12, 0.625), (16, 0.5), (60, 1.0)]
     found = plan(*(made((44, 44, n), (0.7, 0.7, mm), AIR) for n, mm in slices))
     assert found.spacing == (0.7, 0.7, 1.25)  # not coarse enough to be made finer than the median
-    assert found.window_size == (48, 48, 8)
-    assert found.patch_size == (40, 40, 8)
+    assert found.patch_size == (48, 48, 8)
     assert found.anisotropic
     assert "the patch has more than 3 times the voxels" in found.reasons["anisotropic"]
 
 
 def test_the_empty_margin_does_not_count() -> None:
-    assert plan(made((200, 200, 200), content=(33, 40, 17))).window_size == (40, 40, 24)
+    assert plan(made((200, 200, 200), content=(33, 40, 17))).patch_size == (40, 40, 24)
 
 
 def test_the_coarse_axis_is_made_finer() -> None:
@@ -139,11 +136,11 @@ def test_what_is_given_is_taken() -> None:
     for name in ("spacing", "patch_size", "batch_size", "intensity", "flip_axes"):
         assert "as given" in found.reasons[name]
     assert math.prod(plan(large, batch_size=1).patch_size) > math.prod(plan(large, batch_size=8).patch_size)
-    assert plan(large, spacing=[8, 8, 8]).window_size == (72, 72, 40)  # 65 x 65 x 38 voxels
+    assert plan(large, spacing=[8, 8, 8]).patch_size == (72, 72, 40)  # 65 x 65 x 38 voxels
 
 
 def test_a_given_window_and_patch() -> None:
-    """A patch alone is the window too; a window alone leaves the patch to the planner."""
+    """A patch is the window too; a window alone leaves the patch to the planner."""
     both = plan(patch_size=[16, 24, 32], window_size=[40, 40, 48])
     assert (both.patch_size, both.window_size) == ((16, 24, 32), (40, 40, 48))
     patch = plan(patch_size=[16, 24, 32])
@@ -152,15 +149,6 @@ def test_a_given_window_and_patch() -> None:
     window = plan(window_size=[80, 80, 80])
     assert (window.window_size, window.patch_size) == ((80, 80, 80), plan().patch_size)
     assert "as given" in window.reasons["window_size"]
-
-
-def test_limited_windows_are_the_patches() -> None:
-    found = plan(made((512, 512, 300)))
-    assert found.window_size == found.patch_size
-    assert "limited by" in found.reasons["window_size"]
-    tiny = plan(made((8, 8, 8)))
-    assert (tiny.window_size, tiny.patch_size) == ((8, 8, 8), (8, 8, 8))
-    assert "as the window" in tiny.reasons["patch_size"]
 
 
 def test_ct_is_told_by_air_or_fat() -> None:
@@ -253,7 +241,7 @@ def test_files_give_the_same_plan_in_every_run_and_orientation(tmp_path: Path) -
     found = plan_training(cases, 3, memory_gb=GB, device="cpu")
     # Axis x of the file runs to inferior, y to left and z to anterior.
     assert found.spacing == pytest.approx((0.8, 1.1, 2.5), abs=1e-3)
-    assert found.window_size == (24, 16, 16)
+    assert found.patch_size == (24, 16, 16)
     assert json.loads(json.dumps(asdict(found)))["batch_size"] == 2
     assert plan_training(cases, 3, memory_gb=GB, device="cpu", num_workers=3) == found
     for path in (path for case in cases for path in case.values()):
