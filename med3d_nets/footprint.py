@@ -94,7 +94,7 @@ class LiveTensors(TorchDispatchMode):
 
 
 _PRECISION = {torch.conv3d: torch.float16, torch.conv_transpose3d: torch.float16, F.linear: torch.float16}
-_PRECISION |= dict.fromkeys((F.group_norm, torch.softmax, F.softmax, F.log_softmax, F.cross_entropy), torch.float32)
+_PRECISION |= dict.fromkeys((F.group_norm, torch.softmax, F.cross_entropy), torch.float32)
 
 
 class _MixedPrecision(TorchFunctionMode):

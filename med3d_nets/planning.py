@@ -181,12 +181,14 @@ def make_plan(
     channels = fingerprint.in_channels
     cost = training_cost(variant, fingerprint.n_seg_classes, channels, head, activation_checkpointing)
     limit = find_limit(cost, torch.device(device), memory_gb)
-    size, window, texts = _plan_sizes(fingerprint, millimetres, patch_size, window_size, batch_size, cost, limit)
+    size, batch, texts = _plan_batch(fingerprint, millimetres, patch_size, batch_size, cost, limit)
     reasons |= texts
+    window = three(int(value) for value in window_size) if window_size else size
+    reasons["window_size"] = f"window_size {by_axis(window)} voxels: {'as given' if window_size else 'as the patch'}"
     clip, reasons["intensity"] = plan_intensity(fingerprint, intensity)
     flips, reasons["flip_axes"] = plan_flips(fingerprint, flip_axes, class_names)
     anisotropic, reasons["anisotropic"] = plan_anisotropic(millimetres, size)
-    return Plan("RAS", millimetres, size, window, batch_size or BATCH_SIZE, clip, flips, anisotropic, reasons)
+    return Plan("RAS", millimetres, size, window, batch, clip, flips, anisotropic, reasons)
 
 
 @dataclass(frozen=True)
@@ -239,27 +241,23 @@ def plan_spacing(fingerprint: Fingerprint, given: Sequence[float]) -> tuple[tupl
     return result, f"spacing {by_axis(result)} mm: {how}"
 
 
-def _plan_sizes(
+def _plan_batch(
     fingerprint: Fingerprint,
     spacing: Sequence[float],
     patch_size: Sequence[int],
-    window_size: Sequence[int],
     batch_size: int,
     cost: Cost,
     limit: Limit,
-) -> tuple[Triple, Triple, dict[str, str]]:
-    """Patch and window, and the reasons for these and for the batch."""
+) -> tuple[Triple, int, dict[str, str]]:
+    """Patch size, batch size, and their reasons."""
     shapes = fingerprint.shapes_at(spacing, content=True)
     compared = f"compare the cases' median of {by_axis(np.median(shapes, axis=0))} voxels at that spacing"
     batch, whole = batch_size or BATCH_SIZE, _whole(shapes)
-    limited = f"limited by {limit.by}, the longest axis in mm shortened first"
-    size = shrink(whole, spacing, limit.n_voxels // batch)
-    why = limited if size != whole else "whole crops fit"
+    size, why = shrink(whole, spacing, limit.n_voxels // batch), "whole crops fit"
     if patch_size:
         size, why = three(int(value) for value in patch_size), "as given"
-    window, why_window = size, "as the patch"
-    if window_size:
-        window, why_window = three(int(value) for value in window_size), "as given"
+    elif size != whole:
+        why = f"limited by {limit.by}, the longest axis in mm shortened first"
     n_voxels = batch * math.prod(size)
     needed = f"{cost.n_bytes(n_voxels) / 1e9:.2g} GB of {limit.memory_gb:.3g} GB"
     if n_voxels > limit.in_memory:
@@ -272,10 +270,9 @@ def _plan_sizes(
     why_batch = "as given" if batch_size else "the smallest that batch norms learn from"
     reasons = {
         "patch_size": f"patch_size {by_axis(size)} voxels: {why}; {compared}",
-        "window_size": f"window_size {by_axis(window)} voxels: {why_window}",
         "batch_size": f"batch_size {batch}: {why_batch}; training takes about {needed}",
     }
-    return size, window, reasons
+    return size, batch, reasons
 
 
 def _whole(shapes: NDArray[np.int64]) -> Triple:

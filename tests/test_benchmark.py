@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from conftest import ROOT, load_tool
@@ -125,6 +127,24 @@ def test_command_line() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^\| (?:no|yes) \| [\d.]+ s \| [\d.]+ GB \| 0\.\d\d GB \|$", done.stdout, re.MULTILINE)) == 2
+
+
+def test_data_of_the_whole_recipe_may_be_relative(
+    dataset: Path, tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training runs in the bundle's folder."""
+    given: dict[str, Any] = {}
+
+    def train(variant: str, options: dict[str, Any]) -> list[float]:
+        given.update(options)
+        return [1.0]
+
+    monkeypatch.setattr(tool, "train", train)
+    monkeypatch.setattr(tool, "iteration_ms", lambda *_: {"forward": 1.0})
+    monkeypatch.chdir(dataset.parent)
+    run(tool, monkeypatch, "--data_root", dataset.name)
+    assert given["data_root"] == dataset.resolve()
+    assert "1.0 volumes/s" in capsys.readouterr().out
 
 
 @pytest.mark.slow

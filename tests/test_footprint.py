@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -59,22 +61,21 @@ def test_mixed_precision_is_that_of_autocast(checkpointed: bool, monkeypatch: py
     """Convolutions in 16 bits, also where they are computed again; group norms and the loss in 32."""
     seen: dict[str, set[torch.dtype]] = {}
 
-    def watched(*args: Any, **kwargs: Any) -> nn.Module:
-        network = create_model(*args, **kwargs)
-        for module in network.modules():
-            module.register_forward_hook(
-                lambda module, _, result: (
-                    seen.setdefault(type(module).__name__, set()).add(result.dtype)
-                    if isinstance(result, torch.Tensor)
-                    else None
-                )
-            )
-        return network
+    def note(module: nn.Module, _: Any, result: Any) -> None:
+        if isinstance(result, torch.Tensor):
+            seen.setdefault(type(module).__name__, set()).add(result.dtype)
 
-    monkeypatch.setattr(footprint, "create_model", watched)
+    def watched(build: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+        made = build(*args, **kwargs)
+        for module in made.modules():
+            module.register_forward_hook(note)
+        return made
+
+    for name in ("create_model", "DiceCELoss"):
+        monkeypatch.setattr(footprint, name, functools.partial(watched, getattr(footprint, name)))
     iteration_cost("resnet_10", (48, 64, 64), 2, half=True, head="unet", activation_checkpointing=checkpointed)
     kinds = {"Conv3d": torch.float16, "DilatedConv3d": torch.float16, "BatchNorm3d": torch.float16}
-    kinds |= {"GroupNorm": torch.float32, "SegmentationNet": torch.float16}
+    kinds |= {"GroupNorm": torch.float32, "SegmentationNet": torch.float16, "CrossEntropyLoss": torch.float32}
     assert {name: seen[name] for name in kinds} == {name: {dtype} for name, dtype in kinds.items()}
 
 

@@ -69,10 +69,12 @@ def test_a_misspelt_option_and_bad_data_are_told(
 
 def test_given_values_reach_the_plan(dataset: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"spacing": [2, 2, 2], "patch_size": [16, 8, 8], "batch_size": 3, "intensity": "ct", "flip_axes": [0]}
+    options["window_size"] = [16, 16, 8]
     tool.plan(str(dataset), no_cuda=True, iterations=0, memory_gb=4, head="medicalnet", **options)
     shown = capsys.readouterr().out
     for text in ("spacing 2 x 2 x 2 mm: as given", "patch_size 16 x 8 x 8 voxels: as given", "batch_size 3: as given"):
         assert text in shown
+    assert "window_size 16 x 16 x 8 voxels: as given" in shown
     assert "s per epoch" not in shown
 
 

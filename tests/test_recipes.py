@@ -92,12 +92,14 @@ def test_turned_labels_are_shares_of_each_class(
 def test_patches_from_training_to_the_label_map(dataset: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(BUNDLE, tmp_path / "my bundles" / BUNDLE.name))
     data = {"data_root": str(dataset), "n_seg_classes": 3}
-    training = workflow(folder, "train", "train", "patch", **data, pretrain_path="", n_epochs=1, patch_size=[16, 16, 8])
+    sizes = {"patch_size": [16, 16, 8], "window_size": [16, 24, 16]}
+    training = workflow(folder, "train", "train", "patch", **data, **sizes, pretrain_path="", n_epochs=1)
     assert training.check_properties() == []
     training.run_id = "training"
     training.run()
     settings = read_settings(folder / "models" / "model.json")
-    assert (settings.recipe, settings.head, list(settings.input_size)) == ("patch", "unet", [16, 16, 8])
+    assert (settings.recipe, settings.head, list(settings.input_size)) == ("patch", "unet", [16, 24, 16])
+    assert training.parser.get_parsed_content("train::dataset")[0][0]["image"].shape == (1, 16, 16, 8)
     np.testing.assert_allclose(settings.spacing, [0.8, 1.1, 2.5], atol=0.01)  # turned to RAS
 
     evaluation = workflow(folder, "train", "train", "evaluate", data_root=str(dataset))

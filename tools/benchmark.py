@@ -42,6 +42,7 @@ from med3d_nets.commands import exit_with_message
 from med3d_nets.errors import Med3dError
 from med3d_nets.footprint import find_memory_gb, iteration_cost
 from med3d_nets.settings import RECIPES
+from med3d_nets.timing import time_iterations
 from med3d_nets.variants import get_variant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,26 +130,13 @@ def patch_iteration(
     amp = device.type == "cuda"
     network = create_model(variant, n_seg_classes, head="unet").to(device)
     checkpoint_activations(network, checkpointed).train()
-    average = copy.deepcopy(network)  # of the weights, as the recipe keeps one: it is in memory
+    _average = copy.deepcopy(network)  # of the weights: the recipe has one in memory
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp)
     image = torch.randn(batch, 1, *size, device=device)
     label = torch.randint(0, n_seg_classes, (batch, 1, *size), device=device).float()
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        optimiser.zero_grad()
-        with torch.autocast(device.type, enabled=amp):
-            loss = loss_function(network(image), label)
-        scaler.scale(loss).backward()
-        scaler.step(optimiser)
-        scaler.update()
-        if amp:
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
+    times = time_iterations(network, optimiser, loss_function, image, label, repeats + 1, amp)
     peak = torch.cuda.max_memory_allocated(device) if amp else _most_resident()
-    del average
     return float(np.median(times[1:])), peak / 1e9
 
 

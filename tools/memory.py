@@ -31,6 +31,7 @@ from med3d_nets.commands import exit_with_message  # noqa: E402
 from med3d_nets.dilation import DilatedConv3d  # noqa: E402
 from med3d_nets.errors import Med3dError  # noqa: E402
 from med3d_nets.footprint import iteration_cost  # noqa: E402
+from med3d_nets.timing import time_iterations  # noqa: E402
 
 DEFAULT_SIZE = (56, 448, 448)
 GPUS = (8, 16, 24, 80)
@@ -120,17 +121,10 @@ def measure(variant: str, size: tuple[int, int, int], n_seg_classes: int, half: 
     torch.cuda.reset_peak_memory_stats(device)
     network = create_model(variant, n_seg_classes).to(device).train()
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-3)
-    loss_function, scaler = DiceCELoss(to_onehot_y=True, softmax=True), torch.amp.GradScaler(enabled=half)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
     image = torch.randn(1, 1, *size, device=device)
     label = torch.zeros(1, 1, *size, device=device)
-    for _ in range(2):  # the second has momentum
-        optimiser.zero_grad()
-        with torch.autocast(device.type, enabled=half):
-            prediction = network(image)
-            loss = loss_function(prediction, label)
-        scaler.scale(loss).backward()
-        scaler.step(optimiser)
-        scaler.update()
+    time_iterations(network, optimiser, loss_function, image, label, 2, half)  # the second has momentum
     return torch.cuda.max_memory_allocated(device)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +26,7 @@ from med3d_nets.networks import create_model
 from med3d_nets.planning import Plan, check_given, make_plan
 from med3d_nets.settings import name_classes
 from med3d_nets.sources import known_classes
+from med3d_nets.timing import time_iterations
 from med3d_nets.weights import write_atomically
 
 __all__ = ["plan"]
@@ -113,8 +113,7 @@ def plan(
     classes = n_seg_classes or count_classes(cases, num_workers)
     names = name_classes(class_names or known_classes(img_list, data_root, classes), classes, data_root)
     fingerprint = measure_cases(cases, classes, in_channels, num_workers)
-    options = (*given, names, activation_checkpointing, window_size)
-    proposed = make_plan(fingerprint, variant, head, device, *options)
+    proposed = make_plan(fingerprint, variant, head, device, *given, names, activation_checkpointing, window_size)
     print("\n".join(describe_cases(fingerprint, names)))
     print("\n".join(["", *describe_plan(proposed)]), flush=True)
     seconds = None
@@ -187,17 +186,7 @@ def time_iteration(
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
     image = torch.randn(proposed.batch_size, in_channels, *proposed.patch_size, device=device)
     label = torch.randint(0, n_seg_classes, (proposed.batch_size, 1, *proposed.patch_size), device=device)
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        optimiser.zero_grad()
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
-            loss = loss_function(network(image).float(), label)
-        loss.backward()
-        optimiser.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
+    times = time_iterations(network, optimiser, loss_function, image, label, repeats + 1, device.type == "cuda")
     return statistics.median(times[1:])
 
 

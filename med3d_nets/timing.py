@@ -1,0 +1,49 @@
+"""Training iterations, run and timed as the trainer makes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["time_iterations"]
+
+
+def time_iterations(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    image: Tensor,
+    label: Tensor,
+    repeats: int,
+    amp: bool = False,
+) -> list[float]:
+    """Seconds of each of some training iterations on one batch.
+
+    Args:
+        network: in training mode, on the device of ``image``.
+        optimiser: of its parameters.
+        loss_function: of the network's answer and ``label``.
+        image: ``(batch, channel, depth, height, width)``.
+        label: on the same device.
+        repeats: iterations.
+        amp: in mixed precision, with its scaled gradients.
+    """
+    device = image.device
+    scaler = torch.amp.GradScaler(device.type, enabled=amp)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        optimiser.zero_grad()
+        with torch.autocast(device.type, enabled=amp):
+            prediction = network(image)  # which the trainer keeps, so it has a name
+            loss = loss_function(prediction, label)
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return seconds
