@@ -9,8 +9,13 @@ import logging
 import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
+
+# Imported later, as torch itself does for the first parallel network, its functions would have the processes' group as
+# a default argument and keep it to the end of Python: see `stop`.
+import torch.distributed.nn.functional
 from ignite import distributed as idist
 from monai.data import Dataset, DistributedSampler
 from torch import distributed as dist
@@ -34,6 +39,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_parallel: WeakSet[DistributedDataParallel] = WeakSet()
 
 
 def select_device(no_cuda: bool = False, gpu_id: int | Sequence[int] = 0) -> torch.device:
@@ -106,9 +112,17 @@ def start(no_cuda: bool = False, gpu_id: int | Sequence[int] = ()) -> None:
 
 
 def stop() -> None:
-    """Leave the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the other processes, and end gloo's threads: networks of :func:`parallel` cannot be trained any more.
+
+    A thread that still lets go of its last tensor while Python ends aborts the process ("terminate called without an
+    active exception"). Threads end with the last reference to their group, and parallel networks have one.
+    """
+    if not dist.is_initialized():
+        return
+    for network in _parallel:
+        del network.process_group, network.reducer, network.logger
+    _parallel.clear()
+    dist.destroy_process_group()
 
 
 def parallel(network: nn.Module, device: torch.device | str, frozen: Sequence[str] = ()) -> DistributedDataParallel:
@@ -127,7 +141,9 @@ def parallel(network: nn.Module, device: torch.device | str, frozen: Sequence[st
     if device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     freeze_batch_norm(network, frozen)
-    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    wrapped = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    _parallel.add(wrapped)
+    return wrapped
 
 
 def shuffled(dataset: Dataset, seed: int) -> DistributedSampler:

@@ -191,6 +191,38 @@ def test_rank_0_alone_writes(one_and_two: tuple[Path, Path, str]) -> None:
         assert printed.count(text) == (3 if "Iter" in text else 1), text
 
 
+THREADS = """
+import os, sys, torch
+from pathlib import Path
+from torch import distributed as dist, nn
+from med3d_nets.distributed import gather, parallel, start, stop
+
+def threads():
+    names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    return sum("gloo" in name for name in names)
+
+start(no_cuda=True)
+network = parallel(nn.Linear(8, 8), "cpu")
+network(torch.ones(2, 8)).sum().backward()
+sys.setswitchinterval(1000)  # other threads get Python's lock late, as on a busy machine
+for _ in range(100):
+    gather([1, 2])
+during = threads()
+stop()
+print(during > 0, threads())
+"""
+
+
+def test_no_thread_is_left_to_abort_the_process() -> None:
+    """Gloo's threads, which need Python to let go of a tensor, end before Python does."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    done = subprocess.run(
+        [*torchrun, sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == ["0", "0", "True", "True"]
+
+
 @pytest.mark.slow
 def test_two_processes_resume_what_two_began(
     one_and_two: tuple[Path, Path, str], dataset: Path, bundle_run: Run, tmp_path: Path
