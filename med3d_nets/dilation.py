@@ -49,7 +49,8 @@ class DilatedConv3d(nn.Conv3d):
         """Map ``(batch, in_channels, depth, height, width)`` to ``(batch, out_channels, depth, height, width)``."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript compiles the second condition otherwise
             if self._skips_padding(x):
-                return _SkipPadding.apply(x, self.weight, self.dilation[0])
+                dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+                return _SkipPadding.apply(x.to(dtype), self.weight.to(dtype), self.dilation[0])
         # cuDNN picks its layout from the weight's: leave it the ordinary one.
         return self._conv_forward(x, self.weight.contiguous() if x.is_cuda else self.weight, self.bias)
 
@@ -57,7 +58,7 @@ class DilatedConv3d(nn.Conv3d):
     def _skips_padding(self, x: Tensor) -> bool:
         if (
             x.device.type != "cpu"
-            or x.dtype != torch.float32
+            or x.dtype not in (torch.float32, torch.bfloat16)
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
         ):
@@ -82,25 +83,28 @@ def _by_tap(weight: Tensor) -> Tensor:
 
 
 class _SkipPadding(torch.autograd.Function):
-    """The convolution as one matrix product per tap, over ``(batch, depth, height, width, channel)`` tensors."""
+    """The convolution as one matrix product per tap, over ``(batch, depth, height, width, channel)`` tensors.
+
+    Products are added up in float32, of bfloat16 too.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
         x = x.movedim(1, -1).contiguous()
         kernel = _by_tap(weight)
-        y = x.new_zeros((*x.shape[:-1], weight.shape[0]))
+        y = x.new_zeros((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
         for index, read, write in _taps(x.shape[1:4], dilation):
             y[write] += x[read] @ kernel[index].T
         ctx.save_for_backward(x, kernel)
         ctx.dilation = dilation
-        return y.movedim(-1, 1).contiguous()
+        return y.to(x.dtype).movedim(-1, 1).contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, kernel = ctx.saved_tensors
         grad = grad.movedim(1, -1).contiguous()
-        grad_x = torch.zeros_like(x)
+        grad_x = torch.zeros_like(x, dtype=torch.float32)
         shape = (*kernel.shape[1:], 3, 3, 3)
         grad_weight = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last_3d)
         grad_kernel = _by_tap(grad_weight)
@@ -111,4 +115,4 @@ class _SkipPadding(torch.autograd.Function):
             part = grad[write].flatten(0, 3)
             grad_x[read] += (part @ kernel[index]).view_as(x[read])
             torch.mm(part.T, x[read].flatten(0, 3), out=grad_kernel[index])
-        return grad_x.movedim(-1, 1).contiguous(), grad_weight, None
+        return grad_x.to(x.dtype).movedim(-1, 1).contiguous(), grad_weight, None
