@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from med3d_nets.precision import MixedPrecisionInferer
+
 __all__ = ["time_iterations"]
 
 
@@ -29,21 +31,23 @@ def time_iterations(
         image: ``(batch, channel, depth, height, width)``.
         label: on the same device.
         repeats: iterations.
-        amp: in mixed precision, with its scaled gradients.
+        amp: in mixed precision, on a GPU with its scaled gradients.
     """
     device = image.device
-    scaler = torch.amp.GradScaler(device.type, enabled=amp)
+    on_gpu = device.type == "cuda"
+    inferer = MixedPrecisionInferer(amp)
+    scaler = torch.amp.GradScaler("cuda", enabled=amp and on_gpu)
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         optimiser.zero_grad()
-        with torch.autocast(device.type, enabled=amp):
-            prediction = network(image)  # which the trainer keeps, so it has a name
+        with torch.autocast("cuda", enabled=amp and on_gpu):
+            prediction = inferer(image, network)  # which the trainer keeps, so it has a name
             loss = loss_function(prediction, label)
         scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
     return seconds

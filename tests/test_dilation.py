@@ -93,6 +93,30 @@ def test_other_precision_uses_the_library(dtype, taken):
     assert taken == []
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bfloat16_skips_too_and_adds_up_in_single(autocast, taken):
+    """To the rounding of operands and result: partial sums of bfloat16 would be off by more."""
+    torch.manual_seed(0)
+    layer = DilatedConv3d(64, 64, 4)
+    x = torch.randn(2, 64, 5, 7, 5).bfloat16()
+    weight = layer.weight.detach().bfloat16().float().requires_grad_()
+    exact_x = x.float().requires_grad_()
+    expected = F.conv3d(exact_x, weight, padding=4, dilation=4)
+    grad = torch.randn_like(expected).bfloat16()
+    wanted = torch.autograd.grad(expected, (exact_x, weight), grad.float())
+    x = (x.float() if autocast else x).requires_grad_()
+    if not autocast:
+        layer.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = layer(x)
+    found = torch.autograd.grad(y, (x, layer.weight), grad)
+    assert taken == [(5, 7, 5)]
+    assert y.dtype == torch.bfloat16
+    assert {value.dtype for value in found} == {torch.float32 if autocast else torch.bfloat16}
+    for value, exact in zip((y, *found), (expected, *wanted), strict=True):
+        assert relative_error(value.float(), exact) < 3e-3
+
+
 def test_double_precision_passes_gradcheck():
     layer = DilatedConv3d(2, 2, 2).double()
     x = torch.rand(1, 2, 3, 2, 3, dtype=torch.float64, requires_grad=True)

@@ -17,3 +17,19 @@ def test_each_iteration_is_a_step_of_the_optimiser() -> None:
     assert len(seconds) == 3
     assert min(seconds) > 0
     assert network.weight.item() == 1 - 3 * 0.5  # a gradient of 1 each time: none is added up
+
+
+def test_mixed_precision_is_that_of_the_trainer() -> None:
+    """On a CPU the network computes in bfloat16, the loss in float32."""
+    network = nn.Conv3d(1, 1, 1)
+    seen = []
+    network.register_forward_hook(lambda module, inputs, answer: seen.append(answer.dtype))
+
+    def loss(answer: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        seen.append(answer.dtype)
+        return answer.mean()
+
+    image = torch.ones(1, 1, 2, 2, 2)
+    for amp in (False, True):
+        time_iterations(network, torch.optim.SGD(network.parameters(), lr=0.1), loss, image, image, 1, amp)
+    assert seen == [torch.float32, torch.float32, torch.bfloat16, torch.float32]

@@ -37,10 +37,12 @@ from monai.losses import DiceCELoss
 from torch import Tensor
 
 from med3d_nets import create_model, dilation
+from med3d_nets.allocation import keep_freed_memory
 from med3d_nets.checkpointing import checkpoint_activations
 from med3d_nets.commands import exit_with_message
 from med3d_nets.errors import Med3dError
 from med3d_nets.footprint import find_memory_gb, iteration_cost
+from med3d_nets.precision import is_faster
 from med3d_nets.settings import RECIPES
 from med3d_nets.timing import time_iterations
 from med3d_nets.variants import get_variant
@@ -123,11 +125,11 @@ def patch_iteration(
 ) -> tuple[float, float]:
     """Median seconds of an iteration of the ``patch`` recipe, after one that is not counted, and GB at its peak.
 
-    On a GPU, in mixed precision, the peak is what torch had allocated there. On a CPU it is what this process had in
-    memory at any time, libraries included.
+    In mixed precision where that is faster, and with freed memory kept, as the recipe trains. On a GPU the peak is what
+    torch had allocated there. On a CPU it is what this process had in memory at any time, libraries included.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    amp = device.type == "cuda"
+    keep_freed_memory()
     network = create_model(variant, n_seg_classes, head="unet").to(device)
     checkpoint_activations(network, checkpointed).train()
     _average = copy.deepcopy(network)  # of the weights: the recipe has one in memory
@@ -135,8 +137,8 @@ def patch_iteration(
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
     image = torch.randn(batch, 1, *size, device=device)
     label = torch.randint(0, n_seg_classes, (batch, 1, *size), device=device).float()
-    times = time_iterations(network, optimiser, loss_function, image, label, repeats + 1, amp)
-    peak = torch.cuda.max_memory_allocated(device) if amp else _most_resident()
+    times = time_iterations(network, optimiser, loss_function, image, label, repeats + 1, is_faster(device))
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _most_resident()
     return float(np.median(times[1:])), peak / 1e9
 
 
@@ -184,7 +186,8 @@ def print_patch_recipe(given: argparse.Namespace, device: torch.device) -> None:
             f"expected at most {SHARE:.0%} of that; lower --patch_size or --batch_size"
             + ("" if given.activation_checkpointing else ", or try --activation_checkpointing")
         )
-    _print_title(f"{given.variant}, patch recipe, {by.replace('x', ' x ')}, batch {batch}", device)
+    precision = "mixed precision" if is_faster(device) else "float32"
+    _print_title(f"{given.variant}, patch recipe, {by.replace('x', ' x ')}, batch {batch}, {precision}", device)
     columns = ("activation checkpointing", "s per iteration", "peak memory", "counted")
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for row, counted in zip(rows, counts, strict=True):

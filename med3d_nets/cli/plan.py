@@ -14,6 +14,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch import nn
 
+from med3d_nets.allocation import keep_freed_memory
 from med3d_nets.checkpointing import checkpoint_activations
 from med3d_nets.cli.lists import data_folder, find_list
 from med3d_nets.cli.tables import align
@@ -24,6 +25,7 @@ from med3d_nets.fingerprint import Fingerprint, count_classes, measure_cases
 from med3d_nets.footprint import training_cost
 from med3d_nets.networks import create_model
 from med3d_nets.planning import Plan, check_given, make_plan
+from med3d_nets.precision import is_faster
 from med3d_nets.settings import name_classes
 from med3d_nets.sources import known_classes
 from med3d_nets.timing import time_iterations
@@ -170,9 +172,10 @@ def describe_time(seconds: float, n_cases: int, proposed: Plan, variant: str, he
     """The time of an epoch of one patch a case."""
     iterations = -(-n_cases // proposed.batch_size)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    precision = "mixed precision" if is_faster(device) else "float32"
     return (
-        f"time: {seconds:.3g} s per iteration of {variant} with head {head} on {where} (median, synthetic patches, "
-        f"without loading); {iterations} iterations of {proposed.batch_size} patches, one of each case: "
+        f"time: {seconds:.3g} s per iteration of {variant} with head {head} on {where} (median, {precision}, synthetic "
+        f"patches, without loading); {iterations} iterations of {proposed.batch_size} patches, one of each case: "
         f"{iterations * seconds:.3g} s per epoch"
     )
 
@@ -186,7 +189,8 @@ def time_iteration(
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
     image = torch.randn(proposed.batch_size, in_channels, *proposed.patch_size, device=device)
     label = torch.randint(0, n_seg_classes, (proposed.batch_size, 1, *proposed.patch_size), device=device)
-    times = time_iterations(network, optimiser, loss_function, image, label, repeats + 1, device.type == "cuda")
+    keep_freed_memory()
+    times = time_iterations(network, optimiser, loss_function, image, label, repeats + 1, is_faster(device))
     return statistics.median(times[1:])
 
 
