@@ -49,8 +49,11 @@ class DilatedConv3d(nn.Conv3d):
         """Map ``(batch, in_channels, depth, height, width)`` to ``(batch, out_channels, depth, height, width)``."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript compiles the second condition otherwise
             if self._skips_padding(x):
-                dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-                return _SkipPadding.apply(x.to(dtype), self.weight.to(dtype), self.dilation[0])
+                weight = self.weight
+                if torch.is_autocast_enabled("cpu"):
+                    dtype = torch.get_autocast_dtype("cpu")
+                    x, weight = x.to(dtype), weight.to(dtype)
+                return _SkipPadding.apply(x, weight, self.dilation[0])
         # cuDNN picks its layout from the weight's: leave it the ordinary one.
         return self._conv_forward(x, self.weight.contiguous() if x.is_cuda else self.weight, self.bias)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from med3d_nets.allocation import keep_freed_memory
 from med3d_nets.precision import MixedPrecisionInferer
 
 __all__ = ["time_iterations"]
@@ -22,7 +23,7 @@ def time_iterations(
     repeats: int,
     amp: bool = False,
 ) -> list[float]:
-    """Seconds of each of some training iterations on one batch.
+    """Seconds of each of some training iterations on one batch, with freed memory kept as in training.
 
     Args:
         network: in training mode, on the device of ``image``.
@@ -33,6 +34,7 @@ def time_iterations(
         repeats: iterations.
         amp: in mixed precision, on a GPU with its scaled gradients.
     """
+    keep_freed_memory()
     device = image.device
     on_gpu = device.type == "cuda"
     inferer = MixedPrecisionInferer(amp)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
 
 import pytest
+from conftest import BUNDLE
 
 FAULTS = """
 import resource, sys, torch
@@ -28,7 +30,8 @@ print(sum(counts[3:]))
 
 def faults(mode: str, **variables: str) -> tuple[str, int]:
     """What was answered, and how many pages five training iterations asked the system for."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    own = ("MALLOC_", "GLIBC_TUNABLES")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     done = subprocess.run(
         [sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True, env=environment | variables
     )
@@ -43,5 +46,15 @@ def test_freed_memory_is_kept_for_the_next_iteration() -> None:
     assert kept < 0.25 * faults("leave")[1]
 
 
-def test_a_users_own_setting_stays() -> None:
-    assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
+@pytest.mark.parametrize(
+    "variable", ["MALLOC_TRIM_THRESHOLD_=131072", "GLIBC_TUNABLES=glibc.malloc.trim_threshold=131072"]
+)
+def test_a_users_own_setting_stays(variable: str) -> None:
+    name, value = variable.split("=", 1)
+    assert faults("keep", **{name: value})[0] == "False"
+
+
+@pytest.mark.parametrize("config", ["train.json", "classification/train.json"])
+def test_training_keeps_it_before_the_first_iteration(config: str) -> None:
+    steps = json.loads((BUNDLE / "configs" / config).read_text())["training"]
+    assert steps[-2:] == ["$med3d_nets.allocation.keep_freed_memory()", "$@train::trainer.run()"]

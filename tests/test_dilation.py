@@ -117,6 +117,11 @@ def test_bfloat16_skips_too_and_adds_up_in_single(autocast, taken):
         assert relative_error(value.float(), exact) < 3e-3
 
 
+def test_other_weights_than_the_input_are_refused_as_the_library_does():
+    with pytest.raises(RuntimeError, match="dtype"):
+        DilatedConv3d(2, 3, 4)(torch.rand(1, 2, 5, 5, 5).bfloat16())
+
+
 def test_double_precision_passes_gradcheck():
     layer = DilatedConv3d(2, 2, 2).double()
     x = torch.rand(1, 2, 3, 2, 3, dtype=torch.float64, requires_grad=True)

@@ -37,7 +37,6 @@ from monai.losses import DiceCELoss
 from torch import Tensor
 
 from med3d_nets import create_model, dilation
-from med3d_nets.allocation import keep_freed_memory
 from med3d_nets.checkpointing import checkpoint_activations
 from med3d_nets.commands import exit_with_message
 from med3d_nets.errors import Med3dError
@@ -129,7 +128,6 @@ def patch_iteration(
     torch had allocated there. On a CPU it is what this process had in memory at any time, libraries included.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    keep_freed_memory()
     network = create_model(variant, n_seg_classes, head="unet").to(device)
     checkpoint_activations(network, checkpointed).train()
     _average = copy.deepcopy(network)  # of the weights: the recipe has one in memory

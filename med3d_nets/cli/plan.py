@@ -14,7 +14,6 @@ import torch
 from monai.losses import DiceCELoss
 from torch import nn
 
-from med3d_nets.allocation import keep_freed_memory
 from med3d_nets.checkpointing import checkpoint_activations
 from med3d_nets.cli.lists import data_folder, find_list
 from med3d_nets.cli.tables import align
@@ -189,7 +188,6 @@ def time_iteration(
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
     image = torch.randn(proposed.batch_size, in_channels, *proposed.patch_size, device=device)
     label = torch.randint(0, n_seg_classes, (proposed.batch_size, 1, *proposed.patch_size), device=device)
-    keep_freed_memory()
     times = time_iterations(network, optimiser, loss_function, image, label, repeats + 1, is_faster(device))
     return statistics.median(times[1:])
 
