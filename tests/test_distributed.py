@@ -207,9 +207,9 @@ network(torch.ones(2, 8)).sum().backward()
 sys.setswitchinterval(1000)  # other threads get Python's lock late, as on a busy machine
 for _ in range(100):
     gather([1, 2])
-during = threads()
+assert threads() > 0
 stop()
-print(during > 0, threads())
+assert threads() == 0
 """
 
 
@@ -220,7 +220,6 @@ def test_no_thread_is_left_to_abort_the_process() -> None:
         [*torchrun, sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == ["0", "0", "True", "True"]
 
 
 @pytest.mark.slow
