@@ -12,10 +12,6 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
-
-# Imported later, as torch itself does for the first parallel network, its functions would have the processes' group as
-# a default argument and keep it to the end of Python: see `stop`.
-import torch.distributed.nn.functional
 from ignite import distributed as idist
 from monai.data import Dataset, DistributedSampler
 from torch import distributed as dist
@@ -115,7 +111,8 @@ def stop() -> None:
     """Leave the other processes, and end gloo's threads: networks of :func:`parallel` cannot be trained any more.
 
     A thread that still lets go of its last tensor while Python ends aborts the process ("terminate called without an
-    active exception"). Threads end with the last reference to their group, and parallel networks have one.
+    active exception"). Threads end with the last reference to their group, and parallel networks have one. So would
+    functions of ``torch.distributed.nn.functional``, as default arguments, but for Ignite's importing it earlier.
     """
     if not dist.is_initialized():
         return
