@@ -42,6 +42,8 @@ ANISOTROPIC = 3
 """Ratio above which an axis counts as coarse, or a patch as flat, as in nnU-Net (Isensee et al., arXiv:1904.08128)."""
 BATCH_SIZE = 2
 """The smallest that batch norms learn from. Twice the steps teach more than twice the patches in each."""
+MIN_SHARE = 0.8
+"""Share of the median shape, along an axis, that a patch has at least where it fits."""
 CPU_FLOP = 400e9
 """Floating-point operations of an iteration on a CPU: one to five seconds on two cores."""
 GPU_VOXELS = 5_000_000
@@ -121,8 +123,7 @@ def plan_training(
         flip_axes: RAS axes that may be flipped (0: left-right, 1: posterior-anterior, 2: inferior-superior), or "auto".
         class_names: names of all classes, which may tell sides.
         activation_checkpointing: whether training saves memory in that way.
-        window_size: voxels along the RAS axes that the network sees at a time in validation and inference; empty: as
-            the patch.
+        window_size: voxels along the RAS axes that the network sees at a time in validation and inference, or empty.
 
     Raises:
         Med3dError: see :func:`make_plan` and :func:`~med3d_nets.fingerprint.measure_cases`.
@@ -157,10 +158,12 @@ def make_plan(
     - Spacing: the median along each axis. As in nnU-Net, the 10th percentile along an axis whose median is more than
       three times that of both others, where volumes also have less than a third of their voxels along it; but never
       finer than the others' coarsest.
-    - Patch: whole crops where they fit, that is, the median shape at that spacing, from which nnU-Net starts too,
-      rounded up to multiples of 8. Otherwise the axis that is longest in mm is shortened until the batch fits into a
-      share of the memory, and into the operations that a CPU, or the voxels that a GPU, is given.
-    - Window: as the patch.
+    - Patch: the median shape at that spacing, from which nnU-Net starts too, rounded down to multiples of 8, or up
+      along an axis that would lose more than a fifth. A part that is a little less than the crop is another one each
+      time, and in the time that whole crops need there are more iterations. If it does not fit, the axis that is
+      longest in mm is shortened until the batch fits into a share of the memory, and into the operations that a CPU,
+      or the voxels that a GPU, is given.
+    - Window: that median shape, rounded up, or the patch where that is given or was shortened.
     - Batch: 2.
     - Intensity: CT where most volumes have air, or nearly all have fat, of the HU expected.
     - Flips: axes along which neither images nor classes have a direction that the cases agree on, and whose sides no
@@ -181,10 +184,10 @@ def make_plan(
     channels = fingerprint.in_channels
     cost = training_cost(variant, fingerprint.n_seg_classes, channels, head, activation_checkpointing)
     limit = find_limit(cost, torch.device(device), memory_gb)
-    size, batch, texts = _plan_batch(fingerprint, millimetres, patch_size, batch_size, cost, limit)
+    shapes = fingerprint.shapes_at(millimetres, content=True)
+    size, batch, texts = _plan_batch(shapes, millimetres, patch_size, batch_size, cost, limit)
     reasons |= texts
-    window = three(int(value) for value in window_size) if window_size else size
-    reasons["window_size"] = f"window_size {by_axis(window)} voxels: {'as given' if window_size else 'as the patch'}"
+    window, reasons["window_size"] = _plan_window(shapes, size, bool(patch_size), window_size)
     clip, reasons["intensity"] = plan_intensity(fingerprint, intensity)
     flips, reasons["flip_axes"] = plan_flips(fingerprint, flip_axes, class_names)
     anisotropic, reasons["anisotropic"] = plan_anisotropic(millimetres, size)
@@ -242,7 +245,7 @@ def plan_spacing(fingerprint: Fingerprint, given: Sequence[float]) -> tuple[tupl
 
 
 def _plan_batch(
-    fingerprint: Fingerprint,
+    shapes: NDArray[np.int64],
     spacing: Sequence[float],
     patch_size: Sequence[int],
     batch_size: int,
@@ -250,13 +253,12 @@ def _plan_batch(
     limit: Limit,
 ) -> tuple[Triple, int, dict[str, str]]:
     """Patch size, batch size, and their reasons."""
-    shapes = fingerprint.shapes_at(spacing, content=True)
     compared = f"compare the cases' median of {by_axis(np.median(shapes, axis=0))} voxels at that spacing"
-    batch, whole = batch_size or BATCH_SIZE, _whole(shapes)
-    size, why = shrink(whole, spacing, limit.n_voxels // batch), "whole crops fit"
+    batch, wanted = batch_size or BATCH_SIZE, _patch(shapes)
+    size, why = shrink(wanted, spacing, limit.n_voxels // batch), "whole crops, or a little less, fit"
     if patch_size:
         size, why = three(int(value) for value in patch_size), "as given"
-    elif size != whole:
+    elif size != wanted:
         why = f"limited by {limit.by}, the longest axis in mm shortened first"
     n_voxels = batch * math.prod(size)
     needed = f"{cost.n_bytes(n_voxels) / 1e9:.2g} GB of {limit.memory_gb:.3g} GB"
@@ -275,8 +277,35 @@ def _plan_batch(
     return size, batch, reasons
 
 
+def _plan_window(
+    shapes: NDArray[np.int64], patch: Triple, is_given: bool, window_size: Sequence[int]
+) -> tuple[Triple, str]:
+    """Window size, and the reason.
+
+    Args:
+        shapes: of the cases, in voxels of the planned spacing.
+        patch: as planned, or as given if ``is_given``.
+        window_size: what the user gave, or empty.
+    """
+    window, why = patch, "as the patch"
+    if window_size:
+        window, why = three(int(value) for value in window_size), "as given"
+    elif not is_given and patch == _patch(shapes):
+        window, why = _whole(shapes), "whole crops, so that most are seen at once"
+    return window, f"window_size {by_axis(window)} voxels: {why}"
+
+
+def _patch(shapes: NDArray[np.int64]) -> Triple:
+    """The patch that is a volume of the median shape, or the most of one."""
+    wholes, median = _whole(shapes), np.median(shapes, axis=0)
+    downs = (STRIDE * math.floor(value / STRIDE) for value in median)
+    return three(
+        down if down >= MIN_SHARE * value else whole for down, value, whole in zip(downs, median, wholes, strict=True)
+    )
+
+
 def _whole(shapes: NDArray[np.int64]) -> Triple:
-    """The patch that holds a volume of the median shape."""
+    """The window that holds a volume of the median shape."""
     return three(STRIDE * math.ceil(value / STRIDE) for value in np.median(shapes, axis=0))
 
 
