@@ -291,7 +291,7 @@ def _plan_window(
     if window_size:
         window, why = three(int(value) for value in window_size), "as given"
     elif not is_given and patch == _patch(shapes):
-        window, why = _whole(shapes), "whole crops, so that most are seen at once"
+        window, why = _whole(shapes), "the median crop as a whole"
     return window, f"window_size {by_axis(window)} voxels: {why}"
 
 

@@ -35,11 +35,12 @@ def test_the_command_prints_and_writes_the_plan(
     words = " ".join(shown.split())
     assert "shape, voxels 18 x 16 x 14 18 x 16 x 14" in words
     assert "2 class 2 6 of 6 0.1584" in words
-    assert "- patch_size 24 x 16 x 16 voxels: whole crops fit" in shown
-    assert "- window_size 24 x 16 x 16 voxels: as the patch" in shown
+    assert "- patch_size 16 x 16 x 16 voxels: whole crops, or a little less, fit" in shown
+    assert "- window_size 24 x 16 x 16 voxels: the median crop as a whole" in shown
     assert "s per epoch" in shown
     content = json.loads(out.read_text())
-    assert content["plan"]["patch_size"] == content["plan"]["window_size"] == [24, 16, 16]
+    assert content["plan"]["patch_size"] == [16, 16, 16]
+    assert content["plan"]["window_size"] == [24, 16, 16]
     assert content["class_names"] == ["background", "class 1", "class 2"]
     assert content["seconds_per_iteration"] > 0
     assert set(content["plan"]["reasons"]) == set(content["plan"]) - {"reasons"}

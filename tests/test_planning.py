@@ -41,31 +41,41 @@ def plan(*cases: CaseFingerprint, in_channels: int = 1, **options: Any) -> Plan:
     return make_plan(Fingerprint(cases or (made(),), in_channels), **{"memory_gb": GB, **options})
 
 
-def test_small_crops_are_taken_whole() -> None:
+def test_patches_are_a_little_less_than_small_crops_and_windows_hold_them() -> None:
     shapes = [(31, 40, 26), (33, 45, 30), *[(35, 50, 36)] * 6, (38, 53, 42), (43, 58, 47)]
     found = plan(*map(made, shapes))
     assert found.orientation == "RAS"
     assert found.spacing == (1, 1, 1)
-    assert found.patch_size == found.window_size == (40, 56, 40)
+    assert (found.patch_size, found.window_size) == ((32, 48, 32), (40, 56, 40))
     assert found.batch_size == 2
     on_a_gpu = plan(*map(made, shapes), device="cuda")
     assert replace(on_a_gpu, reasons={}) == replace(found, reasons={})
     assert found.intensity is None
     assert not found.anisotropic
-    assert "whole crops fit; compare the cases' median of 35 x 50 x 36" in found.reasons["patch_size"]
+    assert "or a little less, fit; compare the cases' median of 35 x 50 x 36" in found.reasons["patch_size"]
+    assert "the median crop as a whole" in found.reasons["window_size"]
+
+
+@pytest.mark.parametrize(
+    ("length", "patch", "window"), [(1, 8, 8), (9, 8, 16), (12, 16, 16), (16, 16, 16), (29, 32, 32), (30, 24, 32)]
+)
+def test_a_patch_loses_a_fifth_of_an_axis_at_most(length: int, patch: int, window: int) -> None:
+    found = plan(made((64, 64, length)))
+    assert (found.patch_size, found.window_size) == ((64, 64, patch), (64, 64, window))
 
 
 def test_flat_structures_of_few_slices() -> None:
     slices = [(2, 2.5), (4, 2.5), (6, 1.25), (6, 1.25), (7, 1.25), (8, 1.25), (12, 0.625), (16, 0.5), (60, 1.0)]
     found = plan(*(made((44, 44, n), (0.7, 0.7, mm), AIR) for n, mm in slices))
     assert found.spacing == (0.7, 0.7, 1.25)  # not coarse enough to be made finer than the median
-    assert found.patch_size == (48, 48, 8)
+    assert (found.patch_size, found.window_size) == ((40, 40, 8), (48, 48, 8))
     assert found.anisotropic
     assert "the patch has more than 3 times the voxels" in found.reasons["anisotropic"]
 
 
 def test_the_empty_margin_does_not_count() -> None:
-    assert plan(made((200, 200, 200), content=(33, 40, 17))).patch_size == (40, 40, 24)
+    found = plan(made((200, 200, 200), content=(33, 40, 17)))
+    assert (found.patch_size, found.window_size) == ((32, 40, 16), (40, 40, 24))
 
 
 def test_the_coarse_axis_is_made_finer() -> None:
@@ -93,6 +103,7 @@ def test_memory_shrinks_the_patch_to_a_cube_in_millimetres() -> None:
         assert max(extents) - min(extents) <= 8 * 1.6
         by = "a GPU's time" if memory == 80 else f"limited by 80% of {memory} GB of memory"
         assert by in found.reasons["patch_size"]
+        assert found.window_size == found.patch_size
     assert sizes[0] < sizes[1] < sizes[2] <= planning.GPU_VOXELS / 2
 
 
@@ -136,7 +147,7 @@ def test_what_is_given_is_taken() -> None:
     for name in ("spacing", "patch_size", "batch_size", "intensity", "flip_axes"):
         assert "as given" in found.reasons[name]
     assert math.prod(plan(large, batch_size=1).patch_size) > math.prod(plan(large, batch_size=8).patch_size)
-    assert plan(large, spacing=[8, 8, 8]).patch_size == (72, 72, 40)  # 65 x 65 x 38 voxels
+    assert plan(large, spacing=[8, 8, 8]).patch_size == (64, 64, 32)  # of 65 x 65 x 38 voxels
 
 
 def test_a_given_window_and_patch() -> None:

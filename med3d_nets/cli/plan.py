@@ -35,7 +35,7 @@ __all__ = ["plan"]
 OVERRIDES = {
     "spacing": 'three lengths in mm along the RAS axes, such as --spacing "[1,1,2.5]"',
     "patch_size": 'three numbers of voxels along the RAS axes, such as --patch_size "[64,64,32]"',
-    "window_size": 'three numbers of voxels, such as --window_size "[96,96,64]"; the patch, if not given',
+    "window_size": 'three numbers of voxels, such as --window_size "[96,96,64]"; otherwise as --patch_size',
     "batch_size": "a number, such as --batch_size 2",
     "intensity": '--intensity mr, --intensity ct, or the HU to clip to, such as --intensity "[-1000,400]"',
     "flip_axes": 'axes, such as --flip_axes "[0]" for left-right alone, or "[]" for none',
@@ -88,7 +88,8 @@ def plan(
         memory_gb: memory to plan for, GB of 10^9 bytes; 0: what is found.
         spacing: mm along the RAS axes, instead of the planner's.
         patch_size: voxels along the RAS axes, instead of the planner's.
-        window_size: voxels along the RAS axes of a window in inference; the patch, if not given.
+        window_size: voxels along the RAS axes of a window in inference; otherwise a patch_size that is given, or the
+            planner's.
         batch_size: patches in an iteration, instead of the planner's.
         intensity: "auto", "ct", "mr" or the HU to clip to.
         flip_axes: "auto", or those that may be flipped.
