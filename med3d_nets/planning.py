@@ -280,13 +280,7 @@ def _plan_batch(
 def _plan_window(
     shapes: NDArray[np.int64], patch: Triple, is_given: bool, window_size: Sequence[int]
 ) -> tuple[Triple, str]:
-    """Window size, and the reason.
-
-    Args:
-        shapes: of the cases, in voxels of the planned spacing.
-        patch: as planned, or as given if ``is_given``.
-        window_size: what the user gave, or empty.
-    """
+    """Window size as the user gave it, or for the patch, which is given or planned; and the reason."""
     window, why = patch, "as the patch"
     if window_size:
         window, why = three(int(value) for value in window_size), "as given"

@@ -95,7 +95,7 @@ def test_what_fits_with_checkpointing_alone_is_run_with_it_alone(
     options = ["--patch_size", "96,160,160", "--memory_gb", "1.7", "--activation_checkpointing"]
     run(tool, monkeypatch, *TINY, *options)
     assert [what[4] for what in seen] == [True]
-    assert re.search(r"\| no \| does not fit in 1.7 GB \| - \| 1\.\d\d GB \|\n", capsys.readouterr().out)
+    assert re.search(r"\| no \| does not fit in 1.7 GB \| - \| 2\.\d\d GB \|\n", capsys.readouterr().out)
 
 
 def test_a_patch_that_is_too_small_is_told(
