@@ -184,10 +184,10 @@ def make_plan(
     channels = fingerprint.in_channels
     cost = training_cost(variant, fingerprint.n_seg_classes, channels, head, activation_checkpointing)
     limit = find_limit(cost, torch.device(device), memory_gb)
-    shapes = fingerprint.shapes_at(millimetres, content=True)
-    size, batch, texts = _plan_batch(shapes, millimetres, patch_size, batch_size, cost, limit)
+    median = np.median(fingerprint.shapes_at(millimetres, content=True), axis=0)
+    size, batch, texts = _plan_batch(median, millimetres, patch_size, batch_size, cost, limit)
     reasons |= texts
-    window, reasons["window_size"] = _plan_window(shapes, size, bool(patch_size), window_size)
+    window, reasons["window_size"] = _plan_window(median, size, bool(patch_size), window_size)
     clip, reasons["intensity"] = plan_intensity(fingerprint, intensity)
     flips, reasons["flip_axes"] = plan_flips(fingerprint, flip_axes, class_names)
     anisotropic, reasons["anisotropic"] = plan_anisotropic(millimetres, size)
@@ -245,16 +245,16 @@ def plan_spacing(fingerprint: Fingerprint, given: Sequence[float]) -> tuple[tupl
 
 
 def _plan_batch(
-    shapes: NDArray[np.int64],
+    median: NDArray[np.float64],
     spacing: Sequence[float],
     patch_size: Sequence[int],
     batch_size: int,
     cost: Cost,
     limit: Limit,
 ) -> tuple[Triple, int, dict[str, str]]:
-    """Patch size, batch size, and their reasons."""
-    compared = f"compare the cases' median of {by_axis(np.median(shapes, axis=0))} voxels at that spacing"
-    batch, wanted = batch_size or BATCH_SIZE, _patch(shapes)
+    """Patch size, batch size, and their reasons, for cases of a median shape in voxels."""
+    compared = f"compare the cases' median of {by_axis(median)} voxels at that spacing"
+    batch, wanted = batch_size or BATCH_SIZE, _patch(median)
     size, why = shrink(wanted, spacing, limit.n_voxels // batch), "whole crops, or a little less, fit"
     if patch_size:
         size, why = three(int(value) for value in patch_size), "as given"
@@ -278,29 +278,27 @@ def _plan_batch(
 
 
 def _plan_window(
-    shapes: NDArray[np.int64], patch: Triple, is_given: bool, window_size: Sequence[int]
+    median: NDArray[np.float64], patch: Triple, is_given: bool, window_size: Sequence[int]
 ) -> tuple[Triple, str]:
     """Window size as the user gave it, or for the patch, which is given or planned; and the reason."""
     window, why = patch, "as the patch"
     if window_size:
         window, why = three(int(value) for value in window_size), "as given"
-    elif not is_given and patch == _patch(shapes):
-        window, why = _whole(shapes), "the median crop as a whole"
+    elif not is_given and patch == _patch(median):
+        window, why = _whole(median), "the median crop as a whole"
     return window, f"window_size {by_axis(window)} voxels: {why}"
 
 
-def _patch(shapes: NDArray[np.int64]) -> Triple:
+def _patch(median: NDArray[np.float64]) -> Triple:
     """The patch that is a volume of the median shape, or the most of one."""
-    wholes, median = _whole(shapes), np.median(shapes, axis=0)
     downs = (STRIDE * math.floor(value / STRIDE) for value in median)
-    return three(
-        down if down >= MIN_SHARE * value else whole for down, value, whole in zip(downs, median, wholes, strict=True)
-    )
+    sizes = zip(downs, median, _whole(median), strict=True)
+    return three(down if down >= MIN_SHARE * value else up for down, value, up in sizes)
 
 
-def _whole(shapes: NDArray[np.int64]) -> Triple:
+def _whole(median: NDArray[np.float64]) -> Triple:
     """The window that holds a volume of the median shape."""
-    return three(STRIDE * math.ceil(value / STRIDE) for value in np.median(shapes, axis=0))
+    return three(STRIDE * math.ceil(value / STRIDE) for value in median)
 
 
 def shrink(wanted: Triple, spacing: Sequence[float], n_voxels: int) -> Triple:

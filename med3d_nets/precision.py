@@ -9,13 +9,15 @@ import torch
 from monai.inferers import SimpleInferer
 from torch import Tensor
 
-__all__ = ["MixedPrecisionInferer", "is_faster"]
+from med3d_nets.resnet import STRIDES
 
-MIN_DEPTH = 17
-"""Voxels along the first axis from which on a CPU computes in bfloat16.
+__all__ = ["MixedPrecisionInferer", "is_faster", "name_precision"]
 
-At a depth of 2, oneDNN leaves a part of the gradient of a 3 x 3 x 3 convolution's weights unwritten in bfloat16 (seen
-with torch 2.13.0): it then is whatever lay in that memory, NaN included. Feature maps are as flat at an eighth of 16.
+MIN_DEPTH = 2 * max(STRIDES) + 1
+"""Voxels along the first axis from which on a CPU computes in bfloat16: no feature map then has a depth of 2.
+
+At that depth, oneDNN leaves a part of the gradient of a 3 x 3 x 3 convolution's weights unwritten in bfloat16 (seen
+with torch 2.13.0): it then is whatever lay in that memory, NaN included.
 """
 
 
@@ -27,6 +29,12 @@ def is_faster(device: torch.device | str) -> bool:
     device = torch.device(device)
     # Private: of torch 2.10, the oldest that is supported, no public function is known to tell it.
     return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+
+
+def name_precision(device: torch.device | str, depth: int) -> str:
+    """How the ``patch`` recipe trains on patches of a depth in voxels: "mixed precision" or "float32"."""
+    in_half = is_faster(device) and (torch.device(device).type == "cuda" or depth >= MIN_DEPTH)
+    return "mixed precision" if in_half else "float32"
 
 
 class MixedPrecisionInferer(SimpleInferer):

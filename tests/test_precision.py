@@ -50,14 +50,24 @@ def gradients(enabled: bool, size: tuple[int, int, int] = (24, 32, 24)) -> tuple
     return logits.detach(), {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
 
 
-@pytest.mark.parametrize("size", [(8, 32, 24), (16, 16, 8), (MIN_DEPTH, 16, 8), (40, 16, 16)])
-def test_gradients_of_flat_volumes_are_written(size: tuple[int, int, int]) -> None:
-    """In bfloat16, and at a depth of 2 at any resolution, torch 2.13.0 leaves gradients unwritten."""
-    exact_logits, _ = gradients(enabled=False, size=size)
-    for _ in range(3):
-        logits, found = gradients(enabled=True, size=size)
-        assert torch.equal(logits, exact_logits) is (size[0] < MIN_DEPTH)
-        assert all(value.isfinite().all() for value in found.values())
+@pytest.mark.parametrize(
+    ("size", "single"), [((8, 32, 24), True), ((16, 32, 24), True), ((17, 32, 24), False), ((40, 16, 16), False)]
+)
+def test_gradients_of_flat_volumes_are_written(size: tuple[int, int, int], single: bool) -> None:
+    """In bfloat16, and at a depth of 2 at any resolution, torch 2.13.0 leaves a part of them as memory was."""
+    _, exact = gradients(enabled=False, size=size)
+    _, found = gradients(enabled=True, size=size)
+    errors = {name: relative_error(value, exact[name]) for name, value in found.items()}
+    assert all(error < (1e-6 if single else 0.4) for error in errors.values())
+    assert (max(errors.values()) > 0.01) is not single
+
+
+def test_a_cpu_s_precision_is_named_by_the_depth_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for instructions, mixed in ((True, "mixed precision"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda value=instructions: value)
+        assert precision.name_precision("cpu", MIN_DEPTH) == mixed
+        assert precision.name_precision("cpu", MIN_DEPTH - 1) == "float32"
+        assert precision.name_precision("cuda", 8) == "mixed precision"
 
 
 def test_gradients_are_near_those_of_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:

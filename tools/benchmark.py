@@ -41,7 +41,7 @@ from med3d_nets.checkpointing import checkpoint_activations
 from med3d_nets.commands import exit_with_message
 from med3d_nets.errors import Med3dError
 from med3d_nets.footprint import find_memory_gb, iteration_cost
-from med3d_nets.precision import is_faster
+from med3d_nets.precision import is_faster, name_precision
 from med3d_nets.settings import RECIPES
 from med3d_nets.timing import time_iterations
 from med3d_nets.variants import get_variant
@@ -184,7 +184,7 @@ def print_patch_recipe(given: argparse.Namespace, device: torch.device) -> None:
             f"expected at most {SHARE:.0%} of that; lower --patch_size or --batch_size"
             + ("" if given.activation_checkpointing else ", or try --activation_checkpointing")
         )
-    precision = "mixed precision" if is_faster(device) else "float32"
+    precision = name_precision(device, size[0])
     _print_title(f"{given.variant}, patch recipe, {by.replace('x', ' x ')}, batch {batch}, {precision}", device)
     columns = ("activation checkpointing", "s per iteration", "peak memory", "counted")
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")

@@ -24,7 +24,7 @@ from med3d_nets.fingerprint import Fingerprint, count_classes, measure_cases
 from med3d_nets.footprint import training_cost
 from med3d_nets.networks import create_model
 from med3d_nets.planning import Plan, check_given, make_plan
-from med3d_nets.precision import is_faster
+from med3d_nets.precision import is_faster, name_precision
 from med3d_nets.settings import name_classes
 from med3d_nets.sources import known_classes
 from med3d_nets.timing import time_iterations
@@ -172,7 +172,7 @@ def describe_time(seconds: float, n_cases: int, proposed: Plan, variant: str, he
     """The time of an epoch of one patch a case."""
     iterations = -(-n_cases // proposed.batch_size)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    precision = "mixed precision" if is_faster(device) else "float32"
+    precision = name_precision(device, proposed.patch_size[0])
     return (
         f"time: {seconds:.3g} s per iteration of {variant} with head {head} on {where} (median, {precision}, synthetic "
         f"patches, without loading); {iterations} iterations of {proposed.batch_size} patches, one of each case: "
