@@ -27,6 +27,7 @@ from med3d_nets.distributed import gather_shares
 from med3d_nets.errors import Med3dError
 from med3d_nets.evaluation_page import Case, Pick, render_evaluation
 from med3d_nets.folds import known_patient
+from med3d_nets.handlers import BestModelSaver
 from med3d_nets.report_slices import Cut, cut_class
 from med3d_nets.runs import check_free
 from med3d_nets.settings import Settings
@@ -167,7 +168,7 @@ class TrainingPage:
     Args:
         output_dir: folder to write ``report`` to.
         class_names: names of the classes, background first.
-        settings: of this training.
+        best: handler that saves the best weights; its settings, with those that validation found out, are shown.
         optimizer: its groups' rates are shown under their ``name``.
         evaluator: the validation's, with :class:`~med3d_nets.reports.DiceReport`.
         ckpt_dir: folder of ``model.pt``, to name it; or empty.
@@ -184,7 +185,7 @@ class TrainingPage:
         self,
         output_dir: str,
         class_names: Sequence[str],
-        settings: Settings | Mapping[str, Any],
+        best: BestModelSaver,
         optimizer: torch.optim.Optimizer,
         evaluator: Engine,
         ckpt_dir: str = "",
@@ -197,7 +198,7 @@ class TrainingPage:
         self.overwrite = overwrite
         self.resume = resume
         self.class_names = list(class_names)[1:]
-        self.settings = settings
+        self.best = best
         self.optimizer = optimizer
         self.evaluator = evaluator
         self.weights = os.path.join(ckpt_dir, "model.pt") if ckpt_dir else ""
@@ -257,7 +258,7 @@ class TrainingPage:
         if not any(math.isfinite(each["validation"].get(metric, math.nan)) for each in self.records):
             # Where validation cases lack a class, another metric tells a classifier's best epoch.
             metric = getattr(self.evaluator.state, "key_metric_name", None) or metric
-        shown = (self.class_names, self.settings, metric, self.weights)
+        shown = (self.class_names, self.best.settings, metric, self.weights)
         record = {"weights": os.path.abspath(self.weights), "epochs": self.records}
         write_atomically(self.path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
         write_atomically(self.path, render_training(self.records, last, *shown, running, self.scores))

@@ -18,6 +18,7 @@ from test_every_bundle import workflow
 
 from med3d_nets.errors import Med3dError
 from med3d_nets.recipes import FlipInferer, make_inferer, rotate_range
+from med3d_nets.report_page import TrainingPage
 from med3d_nets.settings import Settings, read_settings
 from med3d_nets.streaming import PatchInferer
 
@@ -99,6 +100,8 @@ def test_patches_from_training_to_the_label_map(dataset: Path, tmp_path: Path) -
     training.run()
     settings = read_settings(folder / "models" / "model.json")
     assert (settings.recipe, settings.head, list(settings.input_size)) == ("patch", "unet", [16, 24, 16])
+    (page,) = (each for each in training.parser.get_parsed_content("train::handlers") if isinstance(each, TrainingPage))
+    assert page.best is training.parser.get_parsed_content("best")
     assert training.parser.get_parsed_content("train::dataset")[0][0]["image"].shape == (1, 16, 16, 8)
     np.testing.assert_allclose(settings.spacing, [0.8, 1.1, 2.5], atol=0.01)  # turned to RAS
 

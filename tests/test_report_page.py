@@ -6,7 +6,9 @@ import json
 import logging
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
@@ -20,7 +22,7 @@ from small_training import CLASSES, SETTINGS, Parts, at
 
 from med3d_nets import report_page
 from med3d_nets.errors import Med3dError
-from med3d_nets.handlers import ResumableSaver
+from med3d_nets.handlers import BestModelSaver, ResumableSaver
 from med3d_nets.report_html import NOTHING
 from med3d_nets.report_page import EvaluationPage, TrainingPage, check_training_page
 
@@ -157,7 +159,8 @@ def test_pages_do_not_overwrite(items: list[dict[str, Any]], tmp_path: Path) -> 
     assert "Evaluation" in read(path).text("h1")
     engine, optimizer = Engine(lambda engine, batch: None), torch.optim.SGD([torch.zeros(1)])
     path.with_name("training.html").write_text("kept")
-    TrainingPage(str(tmp_path), CLASSES, SETTINGS, optimizer, engine).attach(engine)
+    best = BestModelSaver(torch.nn.Linear(1, 1), str(tmp_path), SETTINGS)
+    TrainingPage(str(tmp_path), CLASSES, best, optimizer, engine).attach(engine)
     with pytest.raises(Med3dError, match=r"training\.html: exists already"):
         engine.run([0])
 
@@ -227,7 +230,7 @@ def test_processes_share_the_cases(
 
 def with_page(parts: Parts, folder: Path, **options: Any) -> TrainingPage:
     """Put the page among a training's handlers: after the validation, before what saves."""
-    page = TrainingPage(str(folder), CLASSES, SETTINGS, parts.optimizer, parts.evaluator, str(folder), **options)
+    page = TrainingPage(str(folder), CLASSES, parts.best, parts.optimizer, parts.evaluator, str(folder), **options)
     handlers = parts.trainer._event_handlers[Events.EPOCH_COMPLETED]
     page.attach(parts.trainer)
     saver = next(n for n, each in enumerate(handlers) if isinstance(getattr(each[0], "__self__", None), ResumableSaver))
@@ -254,6 +257,16 @@ def test_training_page_after_every_epoch(tmp_path: Path, monkeypatch: pytest.Mon
     }
     assert [record["rates"] for record in page.records] == [{"new layers": 0.1, "other layers": 0.025}] * 3
     assert len(found.tables[0]) == 4
+
+
+def test_training_page_has_the_settings_that_were_found_out(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, n_epochs=1, settings=replace(SETTINGS, recipe="patch", head="unet", spacing=[1, 1, 1]))
+    parts.best.found_out = [SimpleNamespace(found={"largest_component": [2]})]
+    page = with_page(parts, tmp_path)
+    parts.run()
+    saved = json.loads((tmp_path / "model.json").read_text())
+    rows = [row for table in read(page.path).tables for row in table if row[0] == "largest_component"]
+    assert rows == [["largest_component", str(saved["largest_component"])]] == [["largest_component", "[2]"]]
 
 
 def test_training_page_of_other_scores(tmp_path: Path) -> None:
@@ -303,7 +316,7 @@ def test_resumed_training_goes_on_with_the_curves(tmp_path: Path) -> None:
     assert [record["epoch"] for record in known] == [1, 2]
 
     engine, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
-    page = TrainingPage(str(tmp_path / "parts"), CLASSES, SETTINGS, parts.optimizer, evaluator, resume=True)
+    page = TrainingPage(str(tmp_path / "parts"), CLASSES, parts.best, parts.optimizer, evaluator, resume=True)
     engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.state.metrics.update(mean_loss=0.25))
     page.attach(engine)
     engine.state.epoch, engine.state.max_epochs = 1, 3
